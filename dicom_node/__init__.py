@@ -1,0 +1,1 @@
+"""The DICOM node: receives, assembles, decides, delivers."""

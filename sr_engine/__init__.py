@@ -1,0 +1,3 @@
+"""The engine: images in, images out; knows no network and no database."""
+
+__version__ = "0.1.0"
