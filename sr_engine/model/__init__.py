@@ -1,0 +1,1 @@
+"""Networks, sampler and weight files; imports torch, numpy, safetensors and nothing else."""

@@ -1,0 +1,1 @@
+"""Training: simulation of pairs, autoencoder, teacher, student, evaluation."""

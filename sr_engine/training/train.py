@@ -1,0 +1,288 @@
+"""The three training stages: autoencoder, teacher, student.
+
+Every stage is resumable, has a budget in minutes, and writes its record (data hashes,
+configuration, losses, wall time, device) into the weight file.
+"""
+
+import copy
+import json
+import math
+import platform
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sr_engine.errors import RecipeError
+from sr_engine.model import bundle
+from sr_engine.model.diffusion import (
+    Condition,
+    ModelConfig,
+    SuperResolver,
+    loss_weight,
+    parameter_count,
+    sample_sigma,
+)
+from sr_engine.training.checkpoint import load_state, save_state
+from sr_engine.training.dataset import Batch, SlicePool, read_shards
+from sr_engine.training.distill import Distiller
+
+Report = Callable[[str], None]
+STAGES = ("autoencoder", "teacher", "student")
+AVERAGE_HALF_LIFE_STEPS = 300
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One stage, as a file of config/training holds it."""
+
+    stage: str
+    data: str  # folder of shards, see training/pack.py
+    out: str  # weight file to write; its training state lies beside it
+    minutes: float = 60.0
+    batch: int = 16
+    crop: int = 64
+    scenes: int = 8
+    refresh_every: int = 50
+    learning_rate: float = 6e-4
+    warm_up_steps: int = 300
+    seed: int = 1
+    codec: str = ""  # weight file whose autoencoder is taken over, frozen
+    teacher: str = ""  # student: weight file to distil from; empty: from the data alone
+    distill_steps: tuple[int, ...] = (4, 2, 1)  # teacher steps are halved stage by stage
+    distill_weight: float = 0.5
+    feature_weight: float = 0.05
+    trajectory_share: float = 0.5
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainConfig":
+        """Return the configuration of a TOML file.
+
+        Raises
+        ------
+        RecipeError
+            If a key is unknown, the stage is none of STAGES, or the file is no TOML.
+        """
+        try:
+            values = tomllib.loads(path.read_text())
+            model = ModelConfig.from_dict({"widths": (32, 64, 128), **values.pop("model", {})})
+            if "distill_steps" in values:
+                values["distill_steps"] = tuple(values["distill_steps"])
+            config = cls(model=model, **values)
+        except (TypeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(f"{path}: {error}") from error
+        if config.stage not in STAGES:
+            raise RecipeError(f"{path}: stage must be one of {STAGES}, not {config.stage!r}")
+        return config
+
+
+class Trainer:
+    """One stage from its start, or its saved state, to its weight file."""
+
+    def __init__(self, config: TrainConfig, device: str, report: Report) -> None:
+        self.config, self.device, self.report = config, torch.device(device), report
+        torch.manual_seed(config.seed)
+        self.model = SuperResolver(config.model)
+        if config.codec:
+            self.model.codec.load_state_dict(bundle.load(config.codec).model.codec.state_dict())
+        self.model.to(self.device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.trained = list(self._trained_parameters())
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.shards = read_shards(Path(config.data))
+        self.distiller = Distiller.build(config, self.model, self.device)
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def _trained_parameters(self):
+        for name, parameter in self.model.named_parameters():
+            in_codec = name.startswith("codec.")
+            wanted = in_codec == (self.config.stage == "autoencoder")
+            parameter.requires_grad_(wanted)
+            if wanted:
+                yield parameter
+
+    @property
+    def state_path(self) -> Path:
+        """Where the resumable state lies."""
+        return Path(self.config.out).with_suffix(".state.safetensors")
+
+    def resume(self) -> None:
+        """Go on where the saved state ended."""
+        progress = load_state(self.state_path, self.model, self.average, self.optimiser)
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.losses = progress["losses"]
+        self.report(f"resumed at step {self.step}, {self.seconds / 60:.1f} min")
+
+    def run(self) -> str:
+        """Train until the budget is spent; return the SHA-256 of the weight file."""
+        config = self.config
+        pool = SlicePool(
+            self.shards,
+            context=config.model.context,
+            crop=config.crop,
+            scenes=config.scenes,
+            seed=config.seed + self.step,
+        )
+        budget, started, before = config.minutes * 60, time.monotonic(), self.seconds
+        spoken, kept, recent = 0.0, started, []
+        while self.seconds < budget:
+            if self.step % config.refresh_every == 0:
+                pool.refresh()
+            recent.append(self._update(pool.batch(config.batch), self.seconds / budget))
+            self.step += 1
+            now = time.monotonic()
+            self.seconds = before + now - started
+            if now - spoken > 30:
+                spoken = now
+                self._tell(recent, budget)
+                recent = []
+            if now - kept > 240:
+                kept = now
+                self._save_state()
+                self.write()
+        self._save_state()
+        return self.write()
+
+    def _tell(self, recent: list[float], budget: float) -> None:
+        mean = sum(recent) / len(recent)
+        self.losses.append([self.step, round(self.seconds, 1), round(mean, 5)])
+        self.report(
+            f"{self.config.stage} step {self.step} loss {mean:.4f} "
+            f"{self.seconds / 60:.1f}/{budget / 60:.0f} min"
+        )
+
+    def _update(self, batch: Batch, progress: float) -> float:
+        batch = to_device(batch, self.device)
+        loss = self._loss(batch, progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate(progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
+        self.optimiser.step()
+        decay = 0.5 ** (1 / min(AVERAGE_HALF_LIFE_STEPS, 1 + self.step / 4))
+        with torch.no_grad():
+            for kept, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}")
+        return value
+
+    def _learning_rate(self, progress: float) -> float:
+        warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
+        return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def _loss(self, batch: Batch, progress: float) -> Tensor:
+        if self.config.stage == "autoencoder":
+            return self.model.codec.detail_energy(batch.high)
+        if self.distiller is not None:
+            return self.distiller.loss(self.model, batch, progress, self.generator)
+        return denoising_loss(self.model, batch, self.config.trajectory_share, self.generator)
+
+    def _save_state(self) -> None:
+        progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
+        save_state(self.state_path, self.model, self.average, self.optimiser, progress)
+
+    def write(self) -> str:
+        """Write the averaged weights with their record; return the file's SHA-256."""
+        record = {
+            "stage": self.config.stage,
+            "training": json.loads(json.dumps(asdict(self.config))),
+            "data": {shard.name: shard.source_sha256 for shard in self.shards},
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "losses": self.losses,
+            "parameters": parameter_count(self.model),
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "teacher_sha256": self.distiller.teacher_sha256 if self.distiller else "",
+        }
+        return bundle.save(Path(self.config.out), self.average, record)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the processor for the training record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on `device`."""
+    if device.type == "cpu":
+        return batch
+    condition = type(batch.condition)(
+        **{k: getattr(batch.condition, k).to(device, non_blocking=True)
+           for k in ("slices", "b", "g", "acquisition")}
+    )  # fmt: skip
+    return Batch(high=batch.high.to(device), condition=condition, mask=batch.mask.to(device))
+
+
+def denoising_loss(
+    model: SuperResolver, batch: Batch, trajectory_share: float, generator: torch.Generator
+) -> Tensor:
+    """Return the denoising loss of a batch, each slice weighted by how hard it is.
+
+    A share of the batch starts from the sampler's own deterministic path (temperature 0) instead
+    of from noise around the truth: what the product runs is what is trained.
+
+    Source: Karras 2022, equation 2 with the weights of table 1.
+    """
+    device = batch.high.device
+    clean = model.residual(batch.high, batch.condition.slices)
+    count = len(clean)
+    sigma = sample_sigma(model.config, count, generator).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    latent = model.condition(batch.condition.slices)
+    noised = clean + sigma[:, None, None, None] * noise
+    weight = loss_weight(sigma)
+    own = int(trajectory_share * count)
+    if own:
+        part = slice(0, own)
+        noised[part] = own_path(model, sigma[part], latent[part], batch.condition[part])
+        weight[part] = 1.0  # the state's error does not shrink with sigma there
+    estimate = model.denoise(noised, sigma, latent, batch.condition)
+    hardness = clean.square().mean(dim=(1, 2, 3), keepdim=True) + 0.1
+    return (weight * (estimate - clean).square() / hardness).mean()
+
+
+def own_path(
+    model: SuperResolver, sigma: Tensor, latent: Tensor, condition: Condition
+) -> Tensor:
+    """Return where one Euler step from zero at sigma_max to `sigma` leads: (B, 4, h, w)."""
+    top = torch.full_like(sigma, model.config.sigma_max)
+    zero = torch.zeros(len(sigma), 4, *latent.shape[2:], device=latent.device)
+    with torch.no_grad():
+        first = model.denoise(zero, top, latent, condition)
+    return (1 - sigma / top)[:, None, None, None] * first
+
+
+def train(
+    config: TrainConfig,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    report: Report = print,
+) -> str:
+    """Run one stage; return the SHA-256 of the weight file that it wrote."""
+    if minutes is not None:
+        config = replace(config, minutes=minutes)
+    trainer = Trainer(config, device, report)
+    report(
+        f"{config.stage}: {parameter_count(trainer.model)} parameters, {len(trainer.shards)} "
+        f"volumes, {config.minutes:g} min on {device_name(trainer.device)}"
+    )
+    if resume and trainer.state_path.is_file():
+        trainer.resume()
+    return trainer.run()
