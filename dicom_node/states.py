@@ -38,7 +38,6 @@ TRANSITIONS = {
     (S.HELD, "receive"): S.RECEIVING,  # a late slice reopens the series
     (S.SKIPPED, "receive"): S.RECEIVING,
     (S.QUEUED, "receive"): S.RECEIVING,
-    (S.CANCELLED, "receive"): S.RECEIVING,
     (S.QUEUED, "claim"): S.RUNNING,
     (S.QUEUED, "cancel"): S.CANCELLED,
     (S.RUNNING, "derive"): S.DERIVED,
@@ -64,6 +63,7 @@ TRANSITIONS = {
     (S.DEAD, "supersede"): S.SUPERSEDED,
     (S.SKIPPED, "requeue"): S.QUEUED,  # a person overrules the rules
     (S.CANCELLED, "requeue"): S.QUEUED,
+    (S.CANCELLED, "supersede"): S.SUPERSEDED,  # it had a published result: another generation
 }
 FINAL = frozenset({S.SKIPPED, S.DELIVERED, S.DEAD, S.CANCELLED, S.SUPERSEDED})
 

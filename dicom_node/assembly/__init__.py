@@ -1,0 +1,81 @@
+"""Assembly: when is a series complete, what is missing, and what becomes of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine
+from dicom_node.assembly.summary import summarise
+from dicom_node.rules import Decision, SeriesSummary, decide
+from dicom_node.settings import Settings
+from dicom_node.states import HeldBy
+from dicom_node.store import Store
+
+__all__ = ["Geometry", "InstanceHeader", "Verdict", "examine", "judge", "summarise", "tick"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What becomes of a series that seems to have arrived: an event, with all its reasons."""
+
+    event: str  # "enqueue", "hold" or "skip" of states.TRANSITIONS
+    reason: str
+    held_by: HeldBy | None
+    decision: Decision
+    geometry: Geometry
+    summary: SeriesSummary
+    destinations: tuple[str, ...]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Return what the job's row keeps; a held job keeps where its release leads."""
+        return {
+            "rule": self.decision.rule,
+            "priority": self.decision.priority,
+            "destinations": list(self.destinations),
+            "held_by": None if self.held_by is None else self.held_by.value,
+        }
+
+
+def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
+    """Return what becomes of the series; `explain` and the live node both ask here.
+
+    A rule that skips wins over a hole: what is not ours need not be complete.
+    """
+    summary = summarise(instances)
+    decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
+    geometry = examine(instances, settings.assembly.tolerance)
+    event, held_by, reason = "skip", None, decision.reason
+    if decision.action == "hold":
+        event, held_by = "hold", HeldBy.RULE
+    elif decision.action == "enhance" and not geometry.complete:
+        event, held_by = "hold", HeldBy.COMPLETENESS
+        reason = f"Held: {geometry.reason}."
+    elif decision.action == "enhance":
+        event = "enqueue"
+        reason = f"Complete with {summary.slices} slices; waiting for a worker."
+    return Verdict(
+        event=event,
+        reason=reason,
+        held_by=held_by,
+        decision=decision,
+        geometry=geometry,
+        summary=summary,
+        destinations=() if event == "skip" else settings.destinations(decision.to),
+    )
+
+
+def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
+    """Return the jobs that were decided: every series whose idle time has passed."""
+    decided = []
+    silent_since = now - timedelta(seconds=settings.assembly.idle_s)
+    for job_id, series_id in store.series.receiving(silent_since):
+        rows = store.series.instances(series_id)
+        headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
+        verdict = judge(headers, settings)
+        if store.jobs.decide(
+            job_id, verdict.event, now, len(rows), reason=verdict.reason, **verdict.columns
+        ):
+            decided.append(job_id)
+    return decided

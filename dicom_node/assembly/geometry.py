@@ -1,0 +1,293 @@
+"""Where the slices of a series lie: one uniform stack, or what is wrong with it."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.rules import FRAMES
+
+SAME_PLACE_MM = 0.01  # two images this near are two images of one slice
+ALONG_NORMAL_MM = 0.1  # how far a slice may lie beside the line through the first one
+SAME_DIRECTION = 1e-3  # difference of direction cosines; real headers jitter by up to 1e-4
+UNIT = 1e-2  # how far ImageOrientationPatient may be from two orthogonal unit vectors
+NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+NAMED = 3  # positions that a sentence about doubled ones names
+SPREAD = 4.0  # a smallest distance so far below the usual one is no slice distance
+HOLE = 1000  # more missing slices in one place than that are no hole
+EQUAL = ("Rows", "Columns", "FrameOfReferenceUID")
+
+Header = Mapping[str, Any]
+Place = tuple[NDArray[np.float64], NDArray[np.float64]]  # position (3,); row, column, normal (3, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceHeader:
+    """One received object: its UID and what `rules.HEADER_KEYS` asks of it."""
+
+    sop_uid: str
+    header: Header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Whether the slices form one complete, uniform stack, and if not, why."""
+
+    complete: bool
+    reason: str
+    missing_mm: tuple[float, ...] = ()  # along the normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The images of one series and their distinct places along the normal."""
+
+    images: tuple[InstanceHeader, ...]  # one for each frame
+    orientations: int
+    positions_mm: NDArray[np.float64]  # (slices,), increasing, along the first image's normal
+    images_at: tuple[int, ...]  # (slices,), images at each position
+    sideways_mm: float  # the farthest from the line along the normal
+
+    @property
+    def volumes(self) -> int:
+        """Return how many images every position has, 1 where they have different numbers."""
+        return self.images_at[0] if len(set(self.images_at)) == 1 else 1
+
+
+def examine(instances: Sequence[InstanceHeader], tolerance: float) -> Geometry:
+    """Return whether the instances are one complete, uniform stack.
+
+    Parameters
+    ----------
+    tolerance
+        How far a slice may lie from its place, as a fraction of the slice distance.
+    """
+    stack = measure(instances)
+    trouble = lacking(stack) or misplaced(stack) or unlike(stack) or uneven(stack, tolerance)
+    if trouble:
+        return Geometry(complete=False, reason=trouble)
+    missing, reason = holes(stack.positions_mm)
+    reason = reason or unfinished(stack, instances)
+    return Geometry(complete=not reason, reason=reason, missing_mm=missing)
+
+
+def measure(instances: Sequence[InstanceHeader]) -> Stack:
+    """Return the images with their places, as far as the headers tell."""
+    images = tuple(frame for one in instances for frame in frames_of(one))
+    placed = located(images)
+    positions, images_at, sideways = places(placed)
+    return Stack(
+        images=images,
+        orientations=count_orientations(placed),
+        positions_mm=positions,
+        images_at=images_at,
+        sideways_mm=sideways,
+    )
+
+
+def frames_of(instance: InstanceHeader) -> Iterator[InstanceHeader]:
+    """Yield one header for each image of the object; a classic object is one image."""
+    frames: Sequence[Header] = instance.header.get(FRAMES) or ({},)
+    for frame in frames:
+        yield InstanceHeader(sop_uid=instance.sop_uid, header={**instance.header, **frame})
+
+
+def numbers(header: Header, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return the `count` finite numbers of an attribute, None where there is anything else."""
+    values = header.get(keyword)
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+        return None
+    found = [number(value) for value in values]
+    known = tuple(value for value in found if value is not None)
+    return known if len(known) == count else None
+
+
+def number(value: Any) -> float | None:
+    """Return `value` as a finite number, None if it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def position(header: Header) -> tuple[float, ...] | None:
+    """Return ImagePositionPatient in LPS mm, None where it is not there."""
+    return numbers(header, "ImagePositionPatient", 3)
+
+
+def axes(header: Header) -> NDArray[np.float64] | None:
+    """Return row, column and normal direction, (3, 3), None unless they are a right angle."""
+    cosines = numbers(header, "ImageOrientationPatient", 6)
+    if cosines is None:
+        return None
+    row, column = np.array(cosines[:3]), np.array(cosines[3:])
+    lengths = abs(np.linalg.norm([row, column], axis=1) - 1)
+    if lengths.max() > UNIT or abs(row @ column) > UNIT:
+        return None
+    normal = np.cross(row, column)
+    return np.array([row, column, normal / np.linalg.norm(normal)])
+
+
+def located(images: Sequence[InstanceHeader]) -> list[Place]:
+    """Return position and axes of every image that states both."""
+    found = []
+    for one in images:
+        point, directions = position(one.header), axes(one.header)
+        if point is not None and directions is not None:
+            found.append((np.array(point), directions))
+    return found
+
+
+def count_orientations(placed: Sequence[Place]) -> int:
+    """Return the number of different orientations among the images."""
+    found: list[NDArray[np.float64]] = []
+    for _, here in placed:
+        if not any(np.abs(here - other).max() <= SAME_DIRECTION for other in found):
+            found.append(here)
+    return len(found)
+
+
+def places(placed: Sequence[Place]) -> tuple[NDArray[np.float64], tuple[int, ...], float]:
+    """Return distinct positions along the first normal, images at each, farthest sideways (mm)."""
+    if not placed:
+        return np.empty(0), (), 0.0
+    points = np.array([point for point, _ in placed])  # (images, 3)
+    normal = placed[0][1][2]
+    along = points @ normal
+    beside = points - along[:, None] * normal
+    order = np.sort(along)
+    starts = np.flatnonzero(np.diff(order, prepend=-np.inf) > SAME_PLACE_MM)
+    counts = np.diff(starts, append=len(order))
+    sideways = float(np.abs(beside - beside[0]).max())
+    return order[starts], tuple(int(count) for count in counts), sideways
+
+
+def lacking(stack: Stack) -> str:
+    """Return which attribute is missing or impossible, and in which instance."""
+    for one in stack.images:
+        for keyword, count in NEEDED.items():
+            if numbers(one.header, keyword, count) is None:
+                return f"{keyword} is missing or no {count} numbers in instance {one.sop_uid}"
+        if axes(one.header) is None:
+            return f"ImageOrientationPatient is no pair of axes in instance {one.sop_uid}"
+    return ""
+
+
+def unlike(stack: Stack) -> str:
+    """Return in what the images differ that one stack must share."""
+    for keyword in EQUAL:
+        found = {str(one.header.get(keyword, "absent")) for one in stack.images}
+        if len(found) > 1:
+            values = (
+                f"{len(found)} values" if keyword.endswith("UID") else " and ".join(sorted(found))
+            )
+            return f"the slices differ in {keyword}: {values}"
+    spacings = np.array([numbers(one.header, "PixelSpacing", 2) for one in stack.images])
+    if np.ptp(spacings, axis=0).max() > 1e-3 * spacings.min():
+        return "the slices differ in PixelSpacing"
+    return ""
+
+
+def misplaced(stack: Stack) -> str:
+    """Return why the images are not one slice for each position along one line."""
+    if stack.orientations > 1:
+        return f"the slices have {stack.orientations} orientations, so they are no single stack"
+    doubled = [
+        f"{count} images at {place}"
+        for count, place in zip(stack.images_at, shown(stack.positions_mm), strict=True)
+        if count > 1
+    ]
+    if doubled:
+        first = ", ".join(doubled[:NAMED])
+        others = f" and {len(doubled) - NAMED} more" if len(doubled) > NAMED else ""
+        return f"several images share a position: {first} mm along the normal{others}"
+    if stack.sideways_mm > ALONG_NORMAL_MM:
+        return f"the slices are shifted against each other by up to {stack.sideways_mm:.1f} mm"
+    return ""
+
+
+def steps(positions_mm: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many slice distances lie between neighbours, (slices - 1,).
+
+    The smallest distance is taken for the slice distance: a hole only makes others larger.
+    """
+    gaps = np.diff(positions_mm)
+    return np.rint(gaps / gaps.min()).astype(np.int64)
+
+
+def uneven(stack: Stack, tolerance: float) -> str:
+    """Return why the positions do not fit a grid."""
+    positions = stack.positions_mm
+    if len(positions) < 2:
+        return "one slice is no stack"
+    index = np.concatenate([[0], np.cumsum(steps(positions))])
+    distance = (positions[-1] - positions[0]) / index[-1]
+    off = np.abs(positions - positions[0] - index * distance).max()
+    gaps = np.diff(positions)
+    sane = np.median(gaps) <= SPREAD * gaps.min() and gaps.max() <= HOLE * gaps.min()
+    if sane and off <= tolerance * distance:
+        return ""
+    return (
+        f"the slices are not evenly spaced: the distances run from {gaps.min():.2f} to "
+        f"{gaps.max():.2f} mm"
+    )
+
+
+def holes(positions: NDArray[np.float64]) -> tuple[tuple[float, ...], str]:
+    """Return the empty places of the grid in mm along the normal, and the words for them."""
+    missing: list[float] = []
+    words: list[str] = []
+    for i, count in enumerate(steps(positions)):
+        if count < 2:
+            continue
+        empty = np.linspace(positions[i], positions[i + 1], count + 1)[1:-1]
+        missing.extend(float(place) for place in empty)
+        plural = "s" if len(empty) > 1 else ""
+        low, high = shown(positions[i : i + 2])
+        words.append(
+            f"slice{plural} missing at {', '.join(shown(empty))} mm along the normal "
+            f"(between {low} and {high})"
+        )
+    return tuple(missing), "; ".join(words)
+
+
+def shown(places_mm: NDArray[np.float64]) -> list[str]:
+    """Return positions as people read them."""
+    return [f"{place:.1f}" for place in np.round(places_mm, 1) + 0.0]  # no -0.0
+
+
+def announced(stack: Stack, instances: Sequence[InstanceHeader]) -> int | None:
+    """Return how many slices the headers announce, None where that cannot be believed.
+
+    NumberOfFrames counts the frames of one Enhanced object. ImagesInAcquisition counts an
+    acquisition, which is this series only if it is one, and not if several series share it.
+    """
+    if len(instances) == 1 and FRAMES in instances[0].header:
+        frames = number(instances[0].header.get("NumberOfFrames"))
+        return None if frames is None else int(frames)
+    hints = {number(one.header.get("ImagesInAcquisition")) for one in stack.images}
+    acquisitions = {str(one.header.get("AcquisitionNumber")) for one in stack.images}
+    hint = hints.pop() if len(hints) == 1 else None
+    slices = len(stack.positions_mm)
+    if hint is None or hint < slices or len(acquisitions) > 1 or len(stack.images) != slices:
+        return None
+    return None if shared_acquisition(stack, int(hint)) else int(hint)
+
+
+def shared_acquisition(stack: Stack, hint: int) -> bool:
+    """Return True when the series looks whole and the acquisition a multiple of it."""
+    slices = len(stack.positions_mm)
+    found = {number(one.header.get("InstanceNumber")) for one in stack.images}
+    return hint > slices and hint % slices == 0 and found == set(map(float, range(1, slices + 1)))
+
+
+def unfinished(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
+    """Return how many of the announced slices are not there."""
+    expected, slices = announced(stack, instances), len(stack.positions_mm)
+    if expected is None or slices >= expected:
+        return ""
+    return f"{slices} of {expected} announced slices are there"

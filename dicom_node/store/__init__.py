@@ -1,0 +1,127 @@
+"""The store: received series, the queue, results and deliveries, in one SQL database.
+
+The store is the queue: there are no marker files and no queue in memory.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.store import schema
+from dicom_node.store.database import Database
+from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
+from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
+from dicom_node.store.results import DerivedInstance, DerivedSeries
+from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
+
+__all__ = [
+    "AuditRow",
+    "ClaimedJob",
+    "DeliveryInstance",
+    "DeliveryTask",
+    "DerivedInstance",
+    "DerivedSeries",
+    "InstanceRow",
+    "JobRow",
+    "Ledger",
+    "NewInstance",
+    "Recorded",
+    "Store",
+    "open_store",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """One line of the audit trail."""
+
+    id: int
+    at: datetime
+    event: str
+    job_id: int | None
+    fields: dict[str, Any]
+
+
+class AuditStore:
+    """The audit trail: rows are added, never changed."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def record(self, event: str, now: datetime, **fields: Any) -> None:
+        """Add one row and one log line; fields that telemetry does not know are withheld."""
+        with self._database.transaction() as work:
+            work.record(event, now, **fields)
+
+    def listing(self, *, job_id: int | None = None, limit: int | None = None) -> list[AuditRow]:
+        """Return the trail, oldest first: of one job, or the last `limit` rows."""
+        query = sa.select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
+        if job_id is not None:
+            query = query.where(schema.audit.c.job_id == job_id)
+        with self._database.reading() as connection:
+            rows = [AuditRow(**row._mapping) for row in connection.execute(query)]
+        return rows[::-1]
+
+
+class SwitchStore:
+    """Named values that people change while the service runs."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return the value of the switch, `default` while nobody has set it."""
+        query = sa.select(schema.switch.c.value).where(schema.switch.c.name == name)
+        with self._database.reading() as connection:
+            row = connection.execute(query).first()
+        return default if row is None else row.value
+
+    def set(self, name: str, value: Any, now: datetime) -> None:
+        """Set the switch, with an audit row."""
+        table = schema.switch
+        values = {"value": value, "changed_at": now}
+        with self._database.transaction() as work:
+            changed = work.execute(sa.update(table).where(table.c.name == name).values(**values))
+            if changed.rowcount == 0:
+                work.execute(sa.insert(table).values(name=name, **values))
+            work.record("switch.set", now, switch=name, value=value)
+
+
+class Store:
+    """All parts of the store; safe to use from many threads, the database from many processes."""
+
+    def __init__(self, database: Database) -> None:
+        """Stand on `database`."""
+        self.database = database
+        self.series = SeriesStore(database)
+        self.jobs = JobStore(database)
+        self.deliveries = DeliveryStore(database)
+        self.audit = AuditStore(database)
+        self.switches = SwitchStore(database)
+
+    def ledger(self) -> Ledger:
+        """Return what became of every acknowledged instance."""
+        return self.series.ledger()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.database.close()
+
+
+def open_store(url: str) -> Store:
+    """Return the store at `url`, its schema brought to the newest revision.
+
+    Raises
+    ------
+    SettingsError
+        If `url` cannot be used, or a newer version wrote the database.
+    StoreUnavailable
+        If the database does not answer.
+    """
+    database = Database(url)
+    database.migrate()
+    return Store(database)

@@ -1,0 +1,175 @@
+"""Deliveries: one derived series on its way to one destination, instance by instance."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.errors import UnknownJob
+from dicom_node.retry import Verdict, classify
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database, Work
+from dicom_node.store.jobs import PRIORITIES
+from dicom_node.store.moves import move
+
+PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
+STATE_AFTER = {
+    Verdict.SENT: SENT,
+    Verdict.SENT_WITH_WARNING: SENT,
+    Verdict.TRANSIENT: PENDING,
+    Verdict.PERMANENT: DEAD,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryInstance:
+    """One derived instance that a destination does not have yet."""
+
+    derived_instance_id: int
+    sop_uid: str
+    sop_class: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryTask:
+    """What is still to be sent to one destination."""
+
+    delivery_id: int
+    job_id: int
+    destination: str
+    attempts: int
+    instances: tuple[DeliveryInstance, ...]
+
+
+class DeliveryStore:
+    """Deliveries of published results."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def due(self, now: datetime) -> list[DeliveryTask]:
+        """Return the deliveries to try now, urgent ones first, with what is not yet sent."""
+        job, delivery = schema.job, schema.delivery
+        rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
+        ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
+        query = (
+            sa.select(delivery)
+            .join(job, job.c.id == delivery.c.job_id)
+            .where(job.c.state == JobState.DERIVED, delivery.c.state == PENDING, ready)
+            .order_by(rank, delivery.c.id)
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+            return [to_task(row, unsent(connection, row.id)) for row in rows]
+
+    def record_status(
+        self, delivery_id: int, derived_instance_id: int, status: int, now: datetime
+    ) -> None:
+        """Keep the status that the destination gave to one instance; success or warning is sent."""
+        part = schema.delivery_instance
+        stored = STATE_AFTER[classify(status).verdict] == SENT
+        values: dict[str, Any] = {"status": status} | ({"sent_at": now} if stored else {})
+        this = (part.c.delivery_id == delivery_id) & (
+            part.c.derived_instance_id == derived_instance_id
+        )
+        with self._database.transaction() as work:
+            if work.execute(sa.update(part).where(this).values(**values)).rowcount != 1:
+                raise UnknownJob(
+                    f"delivery {delivery_id} has no derived instance {derived_instance_id}"
+                )
+
+    def finish(
+        self,
+        delivery_id: int,
+        outcome: str,
+        reason: str,
+        now: datetime,
+        next_try_at: datetime | None = None,
+    ) -> str:
+        """Return the delivery's state after an attempt; `outcome` is a `retry.Verdict`.
+
+        A delivery is SENT only when every instance has its success on record. The job is DELIVERED
+        when all its deliveries are, and DEAD when one failed for good and none is under way.
+        """
+        with self._database.transaction() as work:
+            row = locked_delivery(work, delivery_id)
+            if row.state != PENDING:  # stopped meanwhile: the job was cancelled or superseded
+                return str(row.state)
+            state = STATE_AFTER[Verdict(outcome)]
+            if state == SENT and unsent(work.connection, delivery_id):
+                state, reason = PENDING, "The destination has not confirmed every instance."
+            values = {"state": state, "reason": reason, "attempts": row.attempts + 1}
+            values["next_try_at"] = next_try_at if state == PENDING else None
+            this = schema.delivery.c.id == delivery_id
+            work.execute(sa.update(schema.delivery).where(this).values(**values))
+            fields = {"job": row.job_id, "delivery": delivery_id, "destination": row.destination}
+            work.record("delivery.attempt", now, **fields, outcome=outcome, reason=reason)
+            settle_job(work, row.job_id, now)
+            return state
+
+    def of_job(self, job_id: int) -> list[dict[str, Any]]:
+        """Return the deliveries of a job: destination, state, attempts, reason, next try."""
+        delivery = schema.delivery
+        query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
+        with self._database.reading() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> DeliveryTask:
+    """Return a delivery's row and its unsent instances as a value."""
+    return DeliveryTask(
+        delivery_id=row.id,
+        job_id=row.job_id,
+        destination=row.destination,
+        attempts=row.attempts,
+        instances=instances,
+    )
+
+
+def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstance, ...]:
+    """Return what the delivery's destination has not confirmed."""
+    part, derived = schema.delivery_instance, schema.derived_instance
+    query = (
+        sa.select(derived.c.id, derived.c.sop_uid, derived.c.sop_class, derived.c.path)
+        .join(part, part.c.derived_instance_id == derived.c.id)
+        .where(part.c.delivery_id == delivery_id, part.c.sent_at.is_(None))
+        .order_by(derived.c.id)
+    )
+    return tuple(
+        DeliveryInstance(
+            derived_instance_id=row.id,
+            sop_uid=row.sop_uid,
+            sop_class=row.sop_class,
+            path=Path(row.path),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def locked_delivery(work: Work, delivery_id: int) -> sa.Row[Any]:
+    """Return the delivery's row, locked; raise UnknownJob if there is none."""
+    query = sa.select(schema.delivery).where(schema.delivery.c.id == delivery_id)
+    row = work.execute(query.with_for_update()).first()
+    if row is None:
+        raise UnknownJob(f"there is no delivery {delivery_id}")
+    return row
+
+
+def settle_job(work: Work, job_id: int, now: datetime) -> None:
+    """End the job when none of its deliveries is under way."""
+    delivery = schema.delivery
+    query = sa.select(delivery.c.destination, delivery.c.state, delivery.c.reason)
+    rows = work.execute(query.where(delivery.c.job_id == job_id).order_by(delivery.c.id)).all()
+    if any(row.state == PENDING for row in rows):
+        return
+    failed = [f"{row.destination}: {row.reason}" for row in rows if row.state == DEAD]
+    if failed:
+        move(work, job_id, "fail", now, reason=f"Sending failed for good: {'; '.join(failed)}")
+        return
+    names = ", ".join(row.destination for row in rows)
+    move(work, job_id, "deliver", now, reason=f"The derived series was sent to {names}.")

@@ -1,0 +1,365 @@
+"""Jobs: the queue with claims and leases, results, and what a person may do with a job."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.errors import IllegalTransition, UnknownJob
+from dicom_node.states import HeldBy, JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database
+from dicom_node.store.moves import REASONS, locked_job, move, new_generation, refuse_stranger
+from dicom_node.store.results import (
+    DerivedInstance,
+    DerivedSeries,
+    announce,
+    attempt_over,
+    resend,
+    result_columns,
+    store_result,
+)
+
+PRIORITIES = {"urgent": 0, "normal": 1, "low": 2}
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedJob:
+    """A job that this worker may process until `lease_until`."""
+
+    job_id: int
+    series_id: int
+    series_uid: str
+    generation: int
+    attempt: int
+    priority: str
+    destinations: tuple[str, ...]
+    incomplete_release: bool
+    lease_until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRow:
+    """One job as stored."""
+
+    id: int
+    series_id: int
+    series_uid: str
+    generation: int
+    state: JobState
+    reason: str
+    held_by: HeldBy | None
+    rule: str | None
+    priority: str
+    destinations: tuple[str, ...]
+    worker: str | None
+    lease_until: datetime | None
+    stage: str | None
+    progress: float | None
+    attempts: int
+    not_before: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    published_at: datetime | None
+    incomplete_release: bool
+    derived_series_uid: str | None
+    recipe_digest: str | None
+    weights_sha256: str | None
+    figures: Mapping[str, Any]
+
+
+class JobStore:
+    """The queue: claims, leases, results and decisions of people."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def get(self, job_id: int) -> JobRow:
+        """Return the job, or raise UnknownJob."""
+        rows = self._rows(schema.job.c.id == job_id)
+        if not rows:
+            raise UnknownJob(f"there is no job {job_id}")
+        return rows[0]
+
+    def of_series(self, series_uid: str) -> list[JobRow]:
+        """Return every generation of the series, oldest first; none if it is unknown."""
+        return self._rows(schema.series.c.series_uid == series_uid)
+
+    def derived(self, job_id: int) -> list[DerivedInstance]:
+        """Return the derived instances of the job, published or held."""
+        table = schema.derived_instance
+        names = ("sop_uid", "sop_class", "path", "sha256", "bytes")
+        query = sa.select(*(table.c[name] for name in names)).where(table.c.job_id == job_id)
+        with self._database.reading() as connection:
+            rows = [dict(row._mapping) for row in connection.execute(query.order_by(table.c.id))]
+        return [DerivedInstance(**row | {"path": Path(row["path"])}) for row in rows]
+
+    def transition(
+        self,
+        job_id: int,
+        event: str,
+        now: datetime,
+        *,
+        reason: str | None = None,
+        lessee: str | None = None,
+        **columns: Any,
+    ) -> JobState:
+        """Return the state after `event`; with `lessee`, only while that worker holds the job.
+
+        Raises
+        ------
+        UnknownJob, IllegalTransition, LeaseLost
+        """
+        with self._database.transaction() as work:
+            if lessee is not None:
+                refuse_stranger(locked_job(work, job_id), lessee)
+            return move(work, job_id, event, now, reason=reason, **columns)
+
+    def decide(
+        self, job_id: int, event: str, now: datetime, received: int, *, reason: str, **columns: Any
+    ) -> bool:
+        """Return False, changing nothing, unless the job still waits with `received` instances.
+
+        A slice that arrives while the series is being examined makes the decision void.
+        """
+        series, job = schema.series, schema.job
+        count = sa.select(series.c.acknowledged).join(job, job.c.series_id == series.c.id)
+        with self._database.transaction() as work:
+            locked = count.where(job.c.id == job_id).with_for_update(of=series)
+            arrived = work.execute(locked).scalar_one_or_none()
+            if arrived != received or locked_job(work, job_id).state != JobState.RECEIVING:
+                return False
+            move(work, job_id, event, now, reason=reason, **columns)
+            return True
+
+    def claim(self, worker: str, now: datetime, lease: timedelta) -> ClaimedJob | None:
+        """Return the most urgent, then oldest queued job, now held by `worker`; None if none.
+
+        `worker` names one life of one process: a restarted worker takes another name.
+        """
+        job = schema.job
+        query = (
+            sa.update(job)
+            .where(job.c.id == next_in_queue(now))
+            .values(
+                state=JobState.RUNNING.value,
+                reason=REASONS["claim"],
+                worker=worker,
+                lease_until=now + lease,
+                attempts=job.c.attempts + 1,
+                updated_at=now,
+            )
+            .returning(job)
+        )
+        with self._database.transaction() as work:
+            row = work.execute(query).first()
+            if row is None:
+                return None
+            claimed = to_claimed(row, series_uid_of(work.connection, row.series_id))
+            work.record(
+                "job.claim",
+                now,
+                job=row.id,
+                series=claimed.series_uid,
+                worker=worker,
+                attempt=row.attempts,
+                state=row.state,
+            )
+            return claimed
+
+    def heartbeat(
+        self,
+        job_id: int,
+        worker: str,
+        now: datetime,
+        lease: timedelta,
+        *,
+        stage: str | None = None,
+        progress: float | None = None,
+    ) -> bool:
+        """Return False when the job is no longer `worker`'s; else extend its lease.
+
+        `stage` and `progress` (0 to 1) tell people where the worker is.
+        """
+        job = schema.job
+        mine = (job.c.id == job_id) & (job.c.worker == worker) & (job.c.state == JobState.RUNNING)
+        values = {"lease_until": now + lease, "stage": stage, "progress": progress}
+        query = sa.update(job).where(mine).values(**values)
+        with self._database.transaction() as work:
+            return work.execute(query).rowcount == 1
+
+    def expire_leases(self, now: datetime, max_attempts: int = MAX_ATTEMPTS) -> list[int]:
+        """Return the jobs whose worker fell silent: queued again, or DEAD after all attempts."""
+        job = schema.job
+        silent = (job.c.state == JobState.RUNNING) & (job.c.lease_until < now)
+        query = sa.select(job.c.id, job.c.worker, job.c.attempts).where(silent).with_for_update()
+        with self._database.transaction() as work:
+            rows = work.execute(query.order_by(job.c.id)).all()
+            for row in rows:
+                lost = f"Worker {row.worker} stopped answering in attempt {row.attempts}"
+                attempt_over(work, row, lost, now, max_attempts, event="expire")
+            return [row.id for row in rows]
+
+    def fail_attempt(
+        self,
+        job_id: int,
+        worker: str,
+        reason: str,
+        now: datetime,
+        *,
+        max_attempts: int = MAX_ATTEMPTS,
+        not_before: datetime | None = None,
+    ) -> JobState:
+        """Return QUEUED (not before `not_before`), or DEAD when this was the last attempt."""
+        with self._database.transaction() as work:
+            row = locked_job(work, job_id)
+            refuse_stranger(row, worker)
+            reason = reason.rstrip(".")
+            return attempt_over(
+                work, row, reason, now, max_attempts, event="retry", not_before=not_before
+            )
+
+    def publish(
+        self,
+        job_id: int,
+        worker: str,
+        derived: DerivedSeries,
+        destinations: Sequence[str],
+        now: datetime,
+    ) -> None:
+        """Publish the result in one transaction: DERIVED, its instances, one delivery per peer.
+
+        Raises
+        ------
+        LeaseLost
+            If the job is no longer `worker`'s.
+        """
+        with self._database.transaction() as work:
+            refuse_stranger(locked_job(work, job_id), worker)
+            store_result(work, job_id, derived)
+            announce(work, job_id, destinations, now, result_columns(derived))
+
+    def hold_result(
+        self,
+        job_id: int,
+        worker: str,
+        derived: DerivedSeries,
+        held_by: HeldBy,
+        reason: str,
+        now: datetime,
+    ) -> None:
+        """Keep a result that must not be sent yet, and hold the job with the reason."""
+        with self._database.transaction() as work:
+            refuse_stranger(locked_job(work, job_id), worker)
+            store_result(work, job_id, derived)
+            columns = result_columns(derived) | {"held_by": held_by.value}
+            move(work, job_id, "hold", now, reason=reason, **columns)
+
+    def publish_held(self, job_id: int, destinations: Sequence[str], now: datetime) -> None:
+        """Publish a result that quality held and a person released; the gate has passed it.
+
+        Raises
+        ------
+        IllegalTransition
+            If the job is not held by quality, or has no result.
+        """
+        with self._database.transaction() as work:
+            row = locked_job(work, job_id)
+            if row.held_by != HeldBy.QUALITY or row.derived_series_uid is None:
+                raise IllegalTransition(f"job {job_id} has no result that quality holds")
+            announce(work, job_id, destinations, now, {})
+
+    def release(self, job_id: int, now: datetime) -> JobState:
+        """Return QUEUED for a series held for completeness or by a rule.
+
+        Raises
+        ------
+        IllegalTransition
+            If a result is held: `publish_held` sends what quality held, nothing what the gate held.
+        """
+        with self._database.transaction() as work:
+            row = locked_job(work, job_id)
+            if row.held_by in (HeldBy.QUALITY, HeldBy.GATE):
+                raise IllegalTransition(
+                    f"job {job_id} is held by {row.held_by}: its result cannot be queued again"
+                )
+            incomplete = row.held_by == HeldBy.COMPLETENESS
+            return move(work, job_id, "release", now, incomplete_release=incomplete)
+
+    def requeue(self, job_id: int, now: datetime, destinations: Sequence[str] = ()) -> int:
+        """Return the job that is tried again: a new generation once a result was published.
+
+        A published result whose delivery failed is only sent again.
+        """
+        with self._database.transaction() as work:
+            row = locked_job(work, job_id)
+            columns: dict[str, Any] = {"attempts": 0, "not_before": None}
+            columns |= {"destinations": row.destinations or list(destinations)}
+            if row.published_at is None:
+                move(work, job_id, "requeue", now, **columns)
+                return job_id
+            if row.state == JobState.DEAD:
+                resend(work, job_id, now)
+                return job_id
+            reason = "Superseded: a person asked for the series to be processed again."
+            again = new_generation(work, row, now, reason=reason)
+            kept = {"rule": row.rule, "priority": row.priority}
+            move(work, again, "enqueue", now, reason=REASONS["requeue"], **columns, **kept)
+            return again
+
+    def cancel(self, job_id: int, now: datetime, reason: str | None = None) -> JobState:
+        """Return CANCELLED; deliveries that have not ended are stopped."""
+        return self.transition(job_id, "cancel", now, reason=reason)
+
+    def _rows(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
+        job, series = schema.job, schema.series
+        query = sa.select(job, series.c.series_uid).join(series, series.c.id == job.c.series_id)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(condition).order_by(job.c.id))
+            return [to_row(row) for row in rows]
+
+
+def next_in_queue(now: datetime) -> sa.ScalarSelect[int]:
+    """Return the subquery that picks the next job; other databases skip what others lock."""
+    job = schema.job
+    ready = (job.c.not_before.is_(None)) | (job.c.not_before <= now)
+    rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
+    query = sa.select(job.c.id).where(job.c.state == JobState.QUEUED, ready)
+    ordered = query.order_by(rank, job.c.id).limit(1).with_for_update(skip_locked=True)
+    return ordered.scalar_subquery()
+
+
+def series_uid_of(connection: sa.Connection, series_id: int) -> str:
+    """Return the UID of the series."""
+    series = schema.series
+    query = sa.select(series.c.series_uid).where(series.c.id == series_id)
+    return str(connection.execute(query).scalar_one())
+
+
+def to_claimed(row: sa.Row[Any], series_uid: str) -> ClaimedJob:
+    """Return the claimed row as a value."""
+    return ClaimedJob(
+        job_id=row.id,
+        series_id=row.series_id,
+        series_uid=series_uid,
+        generation=row.generation,
+        attempt=row.attempts,
+        priority=row.priority,
+        destinations=tuple(row.destinations),
+        incomplete_release=row.incomplete_release,
+        lease_until=row.lease_until,
+    )
+
+
+def to_row(row: sa.Row[Any]) -> JobRow:
+    """Return a database row as a value."""
+    values = dict(row._mapping)
+    values["state"] = JobState(row.state)
+    values["held_by"] = HeldBy(row.held_by) if row.held_by else None
+    values["destinations"] = tuple(row.destinations)
+    return JobRow(**values)

@@ -1,0 +1,150 @@
+"""Moving one job from state to state inside a transaction: the only place that writes `job.state`.
+
+Every move obeys `states.TRANSITIONS`, leaves an audit row and, once committed, one log line.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.errors import LeaseLost, UnknownJob
+from dicom_node.states import JobState, next_state
+from dicom_node.store import schema
+from dicom_node.store.database import Work
+
+# What people read while nothing more particular is known.
+REASONS = {
+    "receive": "Slices are arriving.",
+    "enqueue": "Complete; waiting for a worker.",
+    "hold": "Held: a person must look.",
+    "skip": "Skipped.",
+    "claim": "A worker is processing the series.",
+    "derive": "The derived series is made; it is being sent.",
+    "deliver": "The derived series was sent to every destination.",
+    "expire": "The worker stopped answering; waiting for another one.",
+    "retry": "The attempt failed; it will be tried again.",
+    "refuse": "The engine refused the series.",
+    "fail": "All attempts failed.",
+    "cancel": "Cancelled by a person.",
+    "release": "Released by a person; waiting for a worker.",
+    "requeue": "Queued again by a person; waiting for a worker.",
+    "resend": "A person asked for the result to be sent again.",
+    "supersede": "Superseded by a newer generation of the series.",
+}
+# A reopened series is judged afresh: what the last judgement left behind must not stay.
+REOPENED: dict[str, Any] = {
+    "rule": None,
+    "not_before": None,
+    "incomplete_release": False,
+    "attempts": 0,
+    "destinations": [],
+    "priority": "normal",
+}
+
+
+def locked_job(work: Work, job_id: int) -> sa.Row[Any]:
+    """Return the row of the job, locked until the transaction ends.
+
+    Raises
+    ------
+    UnknownJob
+        If there is none of that number.
+    """
+    query = sa.select(schema.job).where(schema.job.c.id == job_id).with_for_update()
+    row = work.execute(query).first()
+    if row is None:
+        raise UnknownJob(f"there is no job {job_id}")
+    return row
+
+
+def newest_job(work: Work, series_id: int) -> Any:
+    """Return the newest generation's row of a series, locked; None when it has no job yet."""
+    job = schema.job
+    query = sa.select(job).where(job.c.series_id == series_id).order_by(job.c.generation.desc())
+    return work.execute(query.limit(1).with_for_update()).first()
+
+
+def refuse_stranger(row: sa.Row[Any], worker: str) -> None:
+    """Raise LeaseLost unless `worker` is working on the job."""
+    if row.state != JobState.RUNNING or row.worker != worker:
+        raise LeaseLost(f"job {row.id} is {row.state} and no longer held by {worker}")
+
+
+def move(
+    work: Work, job_id: int, event: str, now: datetime, *, reason: str | None = None, **columns: Any
+) -> JobState:
+    """Return the new state of the job after `event`; set `columns` with it.
+
+    Raises
+    ------
+    UnknownJob
+        If there is none of that number.
+    IllegalTransition
+        If the job's state does not know `event`.
+    """
+    row = locked_job(work, job_id)
+    state = next_state(JobState(row.state), event)
+    reason = reason or REASONS[event]
+    values: dict[str, Any] = {"held_by": None, "worker": None, "lease_until": None}
+    if event == "receive":
+        values |= REOPENED
+    values |= columns | {"state": state.value, "reason": reason, "updated_at": now}
+    work.execute(sa.update(schema.job).where(schema.job.c.id == job_id).values(**values))
+    if state in (JobState.CANCELLED, JobState.SUPERSEDED):
+        stop_deliveries(work, job_id)
+    work.record(f"job.{event}", now, job=job_id, old=row.state, state=state.value, reason=reason)
+    return state
+
+
+def create_job(
+    work: Work, series_id: int, series_uid: str, now: datetime, *, generation: int
+) -> int:
+    """Return the id of a new RECEIVING job of the series."""
+    row = {
+        "series_id": series_id,
+        "generation": generation,
+        "state": JobState.RECEIVING.value,
+        "reason": REASONS["receive"],
+        "created_at": now,
+        "updated_at": now,
+        "figures": {},
+        **REOPENED,
+    }
+    query = sa.insert(schema.job).values(**row).returning(schema.job.c.id)
+    job_id = int(work.execute(query).scalar_one())
+    work.record("job.create", now, job=job_id, series=series_uid, state=row["state"])
+    return job_id
+
+
+def new_generation(work: Work, old: sa.Row[Any], now: datetime, *, reason: str) -> int:
+    """Return the id of the RECEIVING job that takes the place of `old`, which is superseded."""
+    move(work, old.id, "supersede", now, reason=reason)
+    series = schema.series
+    of_series = sa.select(series.c.series_uid).where(series.c.id == old.series_id)
+    series_uid = work.execute(of_series).scalar_one()
+    return create_job(work, old.series_id, series_uid, now, generation=old.generation + 1)
+
+
+def stop_deliveries(work: Work, job_id: int) -> None:
+    """Stop every delivery of the job that has not ended."""
+    delivery = schema.delivery
+    pending = (delivery.c.job_id == job_id) & (delivery.c.state == "PENDING")
+    reason = "Stopped: the job was cancelled or superseded."
+    work.execute(
+        sa.update(delivery).where(pending).values(state="STOPPED", reason=reason, next_try_at=None)
+    )
+
+
+def create_deliveries(work: Work, job_id: int, destinations: Sequence[str]) -> None:
+    """Make one PENDING delivery of every derived instance for each destination."""
+    derived = schema.derived_instance
+    of_job = sa.select(derived.c.id).where(derived.c.job_id == job_id)
+    instance_ids = work.execute(of_job).scalars().all()
+    for destination in dict.fromkeys(destinations):
+        row = {"job_id": job_id, "destination": destination, "state": "PENDING", "attempts": 0}
+        query = sa.insert(schema.delivery).values(**row, reason="Waiting to be sent.")
+        delivery_id = work.execute(query.returning(schema.delivery.c.id)).scalar_one()
+        parts = [{"delivery_id": delivery_id, "derived_instance_id": i} for i in instance_ids]
+        work.connection.execute(sa.insert(schema.delivery_instance), parts)

@@ -1,0 +1,80 @@
+"""What the status page and housekeeping read: never writes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database
+from dicom_node.store.series import delivery_figures, newest_jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A running job and the worker that holds it."""
+
+    job_id: int
+    worker: str
+    attempt: int
+
+
+def series_lines(
+    database: Database, *, limit: int | None = None, job_id: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the listing's elements with job number, times and progress, newest series first.
+
+    With `job_id` only that job, even if it is not its series' newest one.
+    """
+    series, instance = schema.series, schema.instance
+    job = schema.job if job_id is not None else newest_jobs()
+    count = sa.select(sa.func.count()).where(instance.c.series_id == series.c.id)
+    query = (
+        sa.select(
+            *(series.c[name] for name in ("series_uid", "study_uid", "modality", "description")),
+            job.c.id.label("job_id"),
+            *(job.c[name] for name in ("generation", "state", "reason", "held_by", "stage")),
+            *(job.c[name] for name in ("progress", "created_at", "updated_at", "published_at")),
+            job.c.derived_series_uid,
+            count.scalar_subquery().label("instances"),
+        )
+        .join(job, job.c.series_id == series.c.id)
+        .order_by(job.c.id.desc())
+        .limit(limit)
+    )
+    if job_id is not None:
+        query = query.where(job.c.id == job_id)
+    with database.reading() as connection:
+        deliveries = delivery_figures(connection)
+        return [
+            dict(row._mapping) | {"deliveries": deliveries.get(row.job_id, [])}
+            for row in connection.execute(query)
+        ]
+
+
+def leases(database: Database) -> list[Lease]:
+    """Return every running job with its worker."""
+    job = schema.job
+    query = sa.select(job.c.id, job.c.worker, job.c.attempts).where(job.c.state == JobState.RUNNING)
+    with database.reading() as connection:
+        rows = connection.execute(query).all()
+    return [Lease(job_id=row.id, worker=row.worker or "", attempt=row.attempts) for row in rows]
+
+
+def oldest_queued(database: Database) -> datetime | None:
+    """Return since when the job that waits longest for a worker has waited; None without one."""
+    job = schema.job
+    query = sa.select(sa.func.min(job.c.updated_at)).where(job.c.state == JobState.QUEUED)
+    with database.reading() as connection:
+        return connection.scalar(query)
+
+
+def derived_files(database: Database) -> list[tuple[Path, str]]:
+    """Return path and SHA-256 of every derived instance, published or held."""
+    derived = schema.derived_instance
+    query = sa.select(derived.c.path, derived.c.sha256).order_by(derived.c.id)
+    with database.reading() as connection:
+        return [(Path(row.path), row.sha256) for row in connection.execute(query)]

@@ -1,0 +1,99 @@
+"""How one attempt at a job ends: a result that is published or held, or another try."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Work
+from dicom_node.store.moves import create_deliveries, move
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedInstance:
+    """One file of a derived series."""
+
+    sop_uid: str
+    sop_class: str
+    path: Path
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedSeries:
+    """A result: the files of one derived series and how they were made."""
+
+    series_uid: str
+    instances: tuple[DerivedInstance, ...]
+    recipe_digest: str
+    weights_sha256: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.instances:
+            raise ValueError(f"the derived series {self.series_uid} has no instance")
+
+
+def attempt_over(
+    work: Work,
+    row: sa.Row[Any],
+    what: str,
+    now: datetime,
+    max_attempts: int,
+    *,
+    event: str,
+    not_before: datetime | None = None,
+) -> JobState:
+    """Return the state after a failed attempt: queued again, or DEAD after `max_attempts`."""
+    if row.attempts >= max_attempts:
+        return move(work, row.id, "fail", now, reason=f"{what}; that was the last attempt.")
+    reason = f"{what}; it will be tried again."
+    return move(work, row.id, event, now, reason=reason, not_before=not_before)
+
+
+def result_columns(derived: DerivedSeries) -> dict[str, Any]:
+    """Return what the job's row keeps of a result."""
+    return {
+        "derived_series_uid": derived.series_uid,
+        "recipe_digest": derived.recipe_digest,
+        "weights_sha256": derived.weights_sha256,
+        "figures": dict(derived.figures),
+    }
+
+
+def store_result(work: Work, job_id: int, derived: DerivedSeries) -> None:
+    """Keep the derived instances of the job, in the place of an unpublished earlier attempt's."""
+    table = schema.derived_instance
+    work.execute(sa.delete(table).where(table.c.job_id == job_id))
+    rows = [asdict(one) | {"path": str(one.path), "job_id": job_id} for one in derived.instances]
+    work.connection.execute(sa.insert(table), rows)
+
+
+def announce(
+    work: Work, job_id: int, destinations: Sequence[str], now: datetime, columns: dict[str, Any]
+) -> None:
+    """Move the job to DERIVED with its deliveries; without a destination it is done."""
+    names = list(dict.fromkeys(destinations))
+    reason = f"The derived series is made; it is being sent to {', '.join(names)}."
+    columns = columns | {"published_at": now, "destinations": names}
+    move(work, job_id, "derive", now, reason=reason if names else None, **columns)
+    create_deliveries(work, job_id, names)
+    if not names:
+        reason = "The derived series is made; no destination is configured, so it stays here."
+        move(work, job_id, "deliver", now, reason=reason)
+
+
+def resend(work: Work, job_id: int, now: datetime) -> None:
+    """Try the failed deliveries of a published result again."""
+    delivery = schema.delivery
+    failed = (delivery.c.job_id == job_id) & (delivery.c.state == "DEAD")
+    values = {"state": "PENDING", "attempts": 0, "next_try_at": None}
+    reason = "Waiting to be sent again."
+    work.execute(sa.update(delivery).where(failed).values(**values, reason=reason))
+    move(work, job_id, "resend", now)

@@ -1,0 +1,166 @@
+"""The tables (SQLAlchemy 2). The migrations build them; a test holds both equal.
+
+A row of `job` is one generation of one series' life; the state of a series is the state of its
+newest job.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC instants; SQLite, which has no zones, keeps them as naive UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return `value` as the database keeps it."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a stored time needs a zone: {value.isoformat()}")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """Return the stored instant as an aware one."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+UID = sa.String(64)
+SHA256 = sa.String(64)
+
+
+def foreign(name: str, target: str, **options: Any) -> sa.Column[int]:
+    """Return a column `name` that points at `target`."""
+    return sa.Column(name, sa.Integer, sa.ForeignKey(target), nullable=False, **options)
+
+
+series = sa.Table(
+    "series",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("series_uid", UID, nullable=False, unique=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("acknowledged", sa.Integer, nullable=False),  # counted apart: checks the ledger
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("last_received_at", UtcDateTime, nullable=False),
+)
+
+instance = sa.Table(
+    "instance",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("sop_uid", UID, nullable=False, unique=True),
+    sa.Column("sop_class", UID, nullable=False),
+    foreign("series_id", "series.id", index=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", SHA256, nullable=False),
+    sa.Column("attributes_sha256", SHA256, nullable=False),
+    sa.Column("pixels_sha256", SHA256),  # of the decoded pixels, where somebody decoded them
+    sa.Column("transfer_syntax", UID, nullable=False),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+    sa.Column("received_at", UtcDateTime, nullable=False),
+    sa.Column("header", sa.JSON, nullable=False),  # rules.HEADER_KEYS, no patient attribute
+)
+
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    foreign("series_id", "series.id"),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("held_by", sa.String(16)),
+    sa.Column("rule", sa.Text),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("destinations", sa.JSON, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("lease_until", UtcDateTime),
+    sa.Column("stage", sa.String(64)),  # what the worker is at, for people
+    sa.Column("progress", sa.Float),  # 0 to 1
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("not_before", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.Column("published_at", UtcDateTime),  # from here on the derived UIDs are taken
+    sa.Column("incomplete_release", sa.Boolean, nullable=False),
+    sa.Column("derived_series_uid", UID),
+    sa.Column("recipe_digest", SHA256),
+    sa.Column("weights_sha256", SHA256),
+    sa.Column("figures", sa.JSON, nullable=False),
+    sa.UniqueConstraint("series_id", "generation"),
+    sa.Index(None, "state", "id"),
+)
+
+derived_instance = sa.Table(
+    "derived_instance",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    foreign("job_id", "job.id", index=True),
+    sa.Column("sop_uid", UID, nullable=False, unique=True),
+    sa.Column("sop_class", UID, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sha256", SHA256, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+
+delivery = sa.Table(
+    "delivery",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    foreign("job_id", "job.id"),
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_try_at", UtcDateTime),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.UniqueConstraint("job_id", "destination"),
+    sa.Index(None, "state", "id"),
+)
+
+delivery_instance = sa.Table(
+    "delivery_instance",
+    metadata,
+    foreign("delivery_id", "delivery.id", primary_key=True),
+    foreign("derived_instance_id", "derived_instance.id", primary_key=True),
+    sa.Column("status", sa.Integer),
+    sa.Column("sent_at", UtcDateTime),
+    sa.Column("committed_at", UtcDateTime),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("event", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.Integer, index=True),  # no foreign key: the trail outlives its job
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+
+switch = sa.Table(
+    "switch",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+)

@@ -1,0 +1,149 @@
+"""Logging as JSON lines and Prometheus metrics, both without patient data.
+
+Fields of a log line come from an allow-list; what libraries say is reduced to who said it and how
+loudly, because pydicom and pynetdicom quote values of data sets.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+WITHHELD = "[withheld]"
+# Names that may stand in a log line or an audit row. None of them can hold a patient attribute.
+FIELDS = frozenset(
+    """
+    address ae_title age_s attempt attempts balanced bytes called_ae calling_ae commitment count
+    counts database delay_s delivery destination destinations device digest duration_s error
+    exit_code fault file figures finding findings folder free_bytes generation held_by host
+    incomplete_release instance instances job jobs key kind lease_until logger max_attempts method
+    missing missing_mm name needed_bytes next_try_at old outcome path pdu_bytes peer pid port
+    priority progress reason recipe_digest rule rules seconds series sha256 signal slices sop
+    sop_class stage state states status steps study switch transfer_syntax url value version
+    warnings weights_sha256 worker workers
+    """.split()
+)
+STRUCTURE = frozenset({"event", "level", "at", "exception"})
+SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 60, 120, 300, 600, 1800)
+
+registry = CollectorRegistry()
+instances_received = Counter(
+    "dicom_node_instances_received", "Instances acknowledged", ["outcome"], registry=registry
+)
+instances_rejected = Counter(
+    "dicom_node_instances_rejected", "Instances refused, by status", ["status"], registry=registry
+)
+associations_rejected = Counter(
+    "dicom_node_associations_rejected", "Associations refused", ["reason"], registry=registry
+)
+jobs_by_state = Gauge(
+    "dicom_node_jobs", "Received series by state of their newest job", ["state"], registry=registry
+)
+ledger_instances = Gauge(
+    "dicom_node_ledger_instances", "Instances by what became of them", ["part"], registry=registry
+)
+ledger_balanced = Gauge(
+    "dicom_node_ledger_balanced", "1 while every instance is accounted for", registry=registry
+)
+deliveries_finished = Counter(
+    "dicom_node_deliveries", "Delivery attempts", ["destination", "outcome"], registry=registry
+)
+stage_seconds = Histogram(
+    "dicom_node_stage_seconds",
+    "Duration of one stage of one job",
+    ["stage"],
+    buckets=SECONDS,
+    registry=registry,
+)
+free_bytes = Gauge("dicom_node_free_bytes", "Free space of the state folder", registry=registry)
+
+
+def set_ledger(counts: Mapping[str, int], *, balanced: bool) -> None:
+    """Export the ledger: one value for each part, and whether they add up."""
+    for part, count in counts.items():
+        ledger_instances.labels(part=part).set(count)
+    ledger_balanced.set(1 if balanced else 0)
+
+
+def set_jobs(counts: Mapping[str, int]) -> None:
+    """Export how many series stand in each state; a state without any is 0."""
+    for state, count in counts.items():
+        jobs_by_state.labels(state=state).set(count)
+
+
+def allowed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` with the value of every name that is not in FIELDS withheld."""
+    known = FIELDS | STRUCTURE
+    return {name: value if name in known else WITHHELD for name, value in fields.items()}
+
+
+def withhold_unknown(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return the log line without values of names that are not allowed (a structlog processor)."""
+    return allowed(event)
+
+
+def own_error(error: BaseException) -> bool:
+    """Return True for errors of this product: their messages name UIDs and settings only."""
+    return type(error).__module__.split(".")[0] in ("dicom_node", "sr_engine")
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return type and places of `error`; its message only if this product wrote it.
+
+    A message of a library may quote the value of a data element.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "type": type(error).__name__,
+        "message": str(error) if own_error(error) else WITHHELD,
+        "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+
+
+def render_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return the log line with `exc_info` turned into a description (a structlog processor)."""
+    info = event.pop("exc_info", None)
+    error = info if isinstance(info, BaseException) else sys.exc_info()[1] if info else None
+    if error is not None:
+        event["exception"] = describe(error)
+    return event
+
+
+class LibraryHandler(logging.Handler):
+    """Passes on who spoke and how loudly, never the words: they may quote a data set."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line for `record` without its message."""
+        level = logging.getLevelName(record.levelno).lower()
+        error = record.exc_info[1] if record.exc_info else None
+        get_logger().log(
+            record.levelno, "library.message", logger=record.name, kind=level, exc_info=error
+        )
+
+
+def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
+    """Send our log lines as JSON to `stream` (default: stderr) and silence the libraries' words."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            render_exception,
+            withhold_unknown,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [LibraryHandler(level=logging.WARNING)]
+    logging.captureWarnings(True)
+
+
+def get_logger() -> Any:
+    """Return the logger: ``log.info("series.complete", series=uid, instances=176)``."""
+    return structlog.get_logger()

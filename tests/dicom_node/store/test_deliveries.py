@@ -1,0 +1,118 @@
+"""Deliveries: what is due, what is sent, when a job is delivered or dead."""
+
+from datetime import timedelta
+
+import pytest
+
+from dicom_node.errors import UnknownJob
+from dicom_node.states import JobState
+
+MINUTE = timedelta(minutes=1)
+
+
+def send_all(store, task, now, status=0):
+    for one in task.instances:
+        store.deliveries.record_status(task.delivery_id, one.derived_instance_id, status, now)
+
+
+@pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB007])
+def test_a_job_is_delivered_when_every_instance_is_stored(store, published, now, status):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+
+    send_all(store, task, now, status)
+    assert store.deliveries.finish(task.delivery_id, "sent", "stored", now) == "SENT"
+
+    assert store.jobs.get(job_id).state == JobState.DELIVERED
+    assert store.series.listing()[0]["deliveries"] == [
+        {"destination": "pacs", "state": "SENT", "sent": 2, "committed": 0}
+    ]
+
+
+def test_only_what_is_not_yet_sent_is_due(store, published, now):
+    published()
+    (task,) = store.deliveries.due(now)
+    store.deliveries.record_status(task.delivery_id, task.instances[0].derived_instance_id, 0, now)
+
+    (again,) = store.deliveries.due(now)
+
+    assert [one.sop_uid for one in again.instances] == [task.instances[1].sop_uid]
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xC000, 0x0110])
+def test_a_failure_status_is_kept_and_the_instance_stays_due(store, published, now, status):
+    published()
+    (task,) = store.deliveries.due(now)
+
+    send_all(store, task, now, status)
+
+    assert len(store.deliveries.due(now)[0].instances) == 2
+
+
+def test_a_transient_failure_waits_for_its_next_try(store, published, now):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+
+    state = store.deliveries.finish(
+        task.delivery_id, "transient", "no connection", now, next_try_at=now + MINUTE
+    )
+
+    assert state == "PENDING"
+    assert store.deliveries.due(now) == []
+    assert store.deliveries.due(now + MINUTE)[0].attempts == 1
+    assert store.jobs.get(job_id).state == JobState.DERIVED
+
+
+def test_a_permanent_failure_ends_the_job_with_the_reason(store, published, now):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+
+    store.deliveries.finish(task.delivery_id, "permanent", "SOP class not supported", now)
+
+    job = store.jobs.get(job_id)
+    assert job.state == JobState.DEAD
+    assert job.reason == "Sending failed for good: pacs: SOP class not supported"
+
+
+def test_one_dead_destination_does_not_keep_the_other_from_its_images(store, published, now):
+    job_id = published(destinations=("pacs", "research"))
+    pacs, research = store.deliveries.due(now)
+
+    store.deliveries.finish(pacs.delivery_id, "permanent", "refused", now)
+    assert store.jobs.get(job_id).state == JobState.DERIVED
+    assert [task.destination for task in store.deliveries.due(now)] == ["research"]
+    send_all(store, research, now)
+    store.deliveries.finish(research.delivery_id, "sent", "stored", now)
+
+    job = store.jobs.get(job_id)
+    assert (job.state, "pacs: refused" in job.reason) == (JobState.DEAD, True)
+
+
+def test_sent_is_not_believed_without_a_success_for_every_instance(store, published, now):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+    store.deliveries.record_status(task.delivery_id, task.instances[0].derived_instance_id, 0, now)
+
+    assert store.deliveries.finish(task.delivery_id, "sent", "stored", now) == "PENDING"
+
+    assert store.jobs.get(job_id).state == JobState.DERIVED
+
+
+def test_the_end_of_a_stopped_delivery_changes_nothing(store, published, now):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+    store.jobs.cancel(job_id, now)
+    send_all(store, task, now)
+
+    assert store.deliveries.finish(task.delivery_id, "sent", "stored", now) == "STOPPED"
+    assert store.jobs.get(job_id).state == JobState.CANCELLED
+
+
+def test_an_unknown_delivery_is_refused(store, published, now):
+    published()
+    (task,) = store.deliveries.due(now)
+
+    with pytest.raises(UnknownJob):
+        store.deliveries.finish(99, "sent", "stored", now)
+    with pytest.raises(UnknownJob):
+        store.deliveries.record_status(task.delivery_id, 99, 0, now)

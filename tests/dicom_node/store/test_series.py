@@ -1,0 +1,276 @@
+"""Received instances: duplicates, conflicts, late slices, the list, the ledger."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from dicom_node.errors import ConflictingInstance
+from dicom_node.states import HeldBy, JobState
+from dicom_node.store import schema, series
+
+LEASE = timedelta(seconds=60)
+
+
+def test_the_first_instance_opens_a_receiving_job(store, new_instance, now):
+    recorded = store.series.record_instance(new_instance(), now)
+
+    job = store.jobs.get(recorded.job_id)
+    assert recorded.outcome == "new"
+    assert (job.state, job.generation, job.series_uid) == (JobState.RECEIVING, 1, "1.2.3")
+
+
+def test_an_instance_comes_back_as_it_was_recorded(store, new_instance, now):
+    new = new_instance(7, pixels_sha256="c" * 64)
+    store.series.record_instance(new, now)
+
+    found = store.series.find_instance(new.sop_uid)
+
+    assert {name: getattr(found, name) for name in ("path", "bytes", "header", "sop_class")} == {
+        name: getattr(new, name) for name in ("path", "bytes", "header", "sop_class")
+    }
+    assert found.received_at == now
+    assert store.series.instances(found.series_id) == store.series.all_instances() == [found]
+
+
+def test_the_same_instance_twice_is_one_row(store, new_instance, now):
+    first = store.series.record_instance(new_instance(), now)
+
+    second = store.series.record_instance(new_instance(), now)
+
+    assert (second.outcome, second.job_id) == ("duplicate", first.job_id)
+    assert store.ledger().acknowledged == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attributes_sha256": "e" * 64},
+        {"sha256": "e" * 64},
+        {"sha256": "e" * 64, "pixels_sha256": "e" * 64},
+    ],
+)
+def test_the_same_uid_with_other_content_is_a_conflict(store, new_instance, now, change):
+    store.series.record_instance(new_instance(pixels_sha256="c" * 64), now)
+
+    with pytest.raises(ConflictingInstance, match="1.2.3.1"):
+        store.series.record_instance(new_instance(**change), now)
+    assert store.ledger().acknowledged == 1
+
+
+def test_the_same_pixels_in_another_encoding_are_a_duplicate(store, new_instance, now):
+    store.series.record_instance(new_instance(pixels_sha256="c" * 64), now)
+
+    again = new_instance(sha256="e" * 64, pixels_sha256="c" * 64)
+
+    assert store.series.record_instance(again, now).outcome == "duplicate"
+
+
+def test_many_associations_sending_the_same_instances_make_one_row_each(store, new_instance, now):
+    def send(_: int) -> list[str]:
+        slices = [new_instance(i, f"1.2.{i % 5}") for i in range(30)]
+        return [store.series.record_instance(one, now).outcome for one in slices]
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [outcome for sent in pool.map(send, range(4)) for outcome in sent]
+
+    assert (outcomes.count("new"), outcomes.count("duplicate")) == (30, 90)
+    assert (store.ledger().acknowledged, store.ledger().balanced) == (30, True)
+
+
+def test_a_row_that_another_association_made_meanwhile_is_a_duplicate(
+    store, new_instance, now, monkeypatch
+):
+    """PostgreSQL lets two first instances of one series race; SQLite cannot show it."""
+    real, calls = series.upsert_series, []
+
+    def upsert(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise sa.exc.IntegrityError("insert", {}, Exception("unique"))
+        return real(*arguments)
+
+    monkeypatch.setattr(series, "upsert_series", upsert)
+
+    assert store.series.record_instance(new_instance(), now).outcome == "new"
+
+
+def test_a_series_is_silent_once_its_last_instance_is_old(store, new_instance, now):
+    job_id = store.series.record_instance(new_instance(1), now).job_id
+    store.series.record_instance(new_instance(2), now + timedelta(seconds=30))
+
+    assert store.series.receiving(now + timedelta(seconds=29)) == []
+    assert [job for job, _ in store.series.receiving(now + timedelta(seconds=30))] == [job_id]
+
+
+def to_held(store, job_id, now):
+    store.jobs.transition(job_id, "hold", now, held_by=HeldBy.COMPLETENESS.value)
+
+
+def to_skipped(store, job_id, now):
+    store.jobs.transition(job_id, "skip", now, reason="Skipped: too small.")
+
+
+def to_queued(store, job_id, now):
+    store.jobs.transition(job_id, "enqueue", now, rule="r", priority="urgent")
+
+
+def to_refused(store, job_id, now):
+    to_running(store, job_id, now)
+    store.jobs.transition(job_id, "refuse", now)
+
+
+def to_running(store, job_id, now):
+    to_queued(store, job_id, now)
+    store.jobs.claim("w", now, LEASE)
+
+
+@pytest.mark.parametrize("before", [to_held, to_skipped, to_queued, to_refused])
+def test_a_late_slice_before_work_reopens_the_same_generation(store, new_instance, now, before):
+    job_id = store.series.record_instance(new_instance(1), now).job_id
+    before(store, job_id, now)
+
+    late = store.series.record_instance(new_instance(2), now + LEASE)
+
+    job = store.jobs.get(job_id)
+    assert late.job_id == job_id
+    assert (job.state, job.generation) == (JobState.RECEIVING, 1)
+    assert (job.rule, job.priority, job.held_by, job.attempts) == (None, "normal", None, 0)
+    assert store.jobs.claim("w", now, LEASE) is None
+
+
+def test_a_late_slice_after_the_claim_makes_a_new_generation(store, new_instance, now):
+    job_id = store.series.record_instance(new_instance(1), now).job_id
+    to_running(store, job_id, now)
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert store.jobs.get(job_id).state == JobState.SUPERSEDED
+    assert not store.jobs.heartbeat(job_id, "w", now, LEASE)
+    new = store.jobs.get(late.job_id)
+    assert (new.state, new.generation) == (JobState.RECEIVING, 2)
+
+
+def test_a_late_slice_after_publication_stops_the_pending_deliveries(
+    store, new_instance, published, now
+):
+    job_id = published()
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert store.jobs.get(job_id).state == JobState.SUPERSEDED
+    assert store.deliveries.due(now) == []
+    assert [d["state"] for d in store.deliveries.of_job(job_id)] == ["STOPPED"]
+    assert store.jobs.get(late.job_id).generation == 2
+
+
+def test_a_late_slice_after_delivery_makes_a_new_generation(store, new_instance, published, now):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+    for one in task.instances:
+        store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
+    store.deliveries.finish(task.delivery_id, "sent", "stored", now)
+    assert store.jobs.get(job_id).state == JobState.DELIVERED
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert store.jobs.get(job_id).state == JobState.SUPERSEDED
+    assert [j.generation for j in store.jobs.of_series("1.2.3")] == [1, 2]
+    assert store.jobs.get(late.job_id).state == JobState.RECEIVING
+
+
+@pytest.mark.parametrize("by", [HeldBy.QUALITY, HeldBy.GATE])
+def test_a_late_slice_after_a_held_result_makes_a_new_generation(
+    store, new_instance, queued, derived, now, by
+):
+    job_id = queued()
+    store.jobs.claim("w", now, LEASE)
+    store.jobs.hold_result(job_id, "w", derived(), by, "Held: look.", now)
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert late.job_id != job_id
+    assert store.jobs.get(job_id).state == JobState.SUPERSEDED
+
+
+def test_a_late_slice_of_a_dead_delivery_makes_a_new_generation(
+    store, new_instance, published, now
+):
+    job_id = published()
+    (task,) = store.deliveries.due(now)
+    store.deliveries.finish(task.delivery_id, "permanent", "refused", now)
+    assert store.jobs.get(job_id).state == JobState.DEAD
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert late.job_id != job_id
+
+
+def test_a_late_slice_does_not_undo_a_persons_cancel(store, new_instance, now):
+    job_id = store.series.record_instance(new_instance(1), now).job_id
+    store.jobs.cancel(job_id, now)
+
+    late = store.series.record_instance(new_instance(2), now)
+
+    assert late.job_id == job_id
+    assert store.jobs.get(job_id).state == JobState.CANCELLED
+    assert (store.ledger().cancelled, store.ledger().balanced) == (2, True)
+
+
+def test_the_listing_has_the_shape_that_scripts_rely_on(store, new_instance, published, now):
+    published()
+    store.series.record_instance(new_instance(1, "1.2.4", description="t2"), now)
+    (task,) = store.deliveries.due(now)
+    first = task.instances[0].derived_instance_id
+    store.deliveries.record_status(task.delivery_id, first, 0, now)
+
+    assert store.series.listing() == [
+        {
+            "series_uid": "1.2.3",
+            "modality": "MR",
+            "description": "t1",
+            "instances": 1,
+            "state": "DERIVED",
+            "reason": "The derived series is made; it is being sent to pacs.",
+            "derived_series_uid": "2.25.123",
+            "deliveries": [{"destination": "pacs", "state": "PENDING", "sent": 1, "committed": 0}],
+        },
+        {
+            "series_uid": "1.2.4",
+            "modality": "MR",
+            "description": "t2",
+            "instances": 1,
+            "state": "RECEIVING",
+            "reason": "Slices are arriving.",
+            "derived_series_uid": None,
+            "deliveries": [],
+        },
+    ]
+
+
+def test_the_listing_shows_the_newest_generation_only(store, new_instance, published, now):
+    published()
+    store.series.record_instance(new_instance(2), now)
+
+    (line,) = store.series.listing()
+
+    assert (line["state"], line["instances"], line["derived_series_uid"]) == ("RECEIVING", 2, None)
+
+
+def test_the_states_are_counted_with_the_empty_ones(store, new_instance, now):
+    store.series.record_instance(new_instance(), now)
+
+    states = store.series.states()
+
+    assert states["RECEIVING"] == 1 and set(states) == set(JobState)
+    assert sum(states.values()) == 1
+
+
+def test_a_lost_row_unbalances_the_ledger(store, new_instance, now):
+    store.series.record_instance(new_instance(1), now)
+    store.series.record_instance(new_instance(2), now)
+    with store.database.transaction() as work:
+        work.execute(sa.delete(schema.instance).where(schema.instance.c.sop_uid == "1.2.3.1"))
+
+    assert not store.ledger().balanced
