@@ -61,7 +61,7 @@ def guidance(channels: int, width: int) -> nn.Conv2d:
 
 
 class ConditionalUNet(nn.Module):
-    """U-Net over the latent; b enters the down path, g the up path (arXiv 2501.18736, section 2)."""
+    """U-Net over the latent; b enters the down path, g the up path (arXiv 2501.18736, 2)."""
 
     def __init__(
         self, *, latent: int, condition: int, widths: tuple[int, ...], embedding: int = 96

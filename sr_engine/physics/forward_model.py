@@ -2,179 +2,46 @@
 
 Numpy only: training imports the same operators on a machine that has nothing else.
 
-The measured volume is y = A x + n. A is separable: one dense matrix an axis takes the samples of
-the fine grid to those of the measured one. Positions are in mm along the axis, counted from the
-centre of the first fine voxel.
+The measured volume is y = A x + n. A is separable: one dense matrix an axis (`axis_model`) takes
+the samples of the fine grid to those of the measured one.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from sr_engine.errors import GeometryError
+from sr_engine.physics.axis_model import AxisModel, Profile, ProfileName
+
+__all__ = [
+    "AcquisitionModel",
+    "AxisModel",
+    "Profile",
+    "ProfileName",
+    "add_rician_noise",
+    "choose_profiles",
+    "expected_magnitude",
+    "shared_field",
+    "simulate",
+    "wiener_shrink",
+]
 
 Array = np.ndarray
 Acquisition = Literal["2D", "3D"]
-ProfileName = Literal["kspace", "box", "gaussian", "identity"]
 
-BANDS = 8  # frequency bands an axis in `consistent`; 8 ** 3 hold >= 100 components each in practice
-COINCIDE = 1e-3  # voxels: grids nearer than this are the same grid
+BANDS = 8  # frequency bands an axis in `wiener_shrink`; each holds hundreds of components
 SAME_SPACING = 0.02  # relative: an acquired voxel this near the spacing is the spacing
 PARALLEL = 1e-3  # radians between axes that count as parallel
-SMALLEST_GAIN = 0.1  # singular values below this share of the largest are not inverted further
 THICK = 1.5  # a voxel side longer than this times the shortest is taken for a slice's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """How one axis was sampled; `width_mm` is the acquired voxel, or the thickness of a slice."""
-
-    name: ProfileName
-    width_mm: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisModel:
-    """One axis of the acquisition.
-
-    Parameters
-    ----------
-    offset_mm
-        Centre of the first measured voxel minus centre of the first fine one.
-    thickness_mm
-        ``kspace``: acquired voxel (the finest wave is twice as long); ``box``: slice thickness;
-        ``gaussian``: full width at half maximum of the slice profile.
-
-    Raises
-    ------
-    GeometryError
-        If a size is not positive, or the profile is ``identity`` and the grids differ.
-    """
-
-    n_high: int
-    n_low: int
-    high_mm: float
-    low_mm: float
-    offset_mm: float
-    profile: ProfileName
-    thickness_mm: float
-
-    def __post_init__(self) -> None:
-        if min(self.n_high, self.n_low) < 1 or min(self.high_mm, self.low_mm) <= 0:
-            raise GeometryError(
-                f"an axis of {self.n_high} voxels of {self.high_mm} mm cannot be measured as "
-                f"{self.n_low} voxels of {self.low_mm} mm"
-            )
-        if self.profile not in MATRICES:
-            raise GeometryError(f"unknown acquisition profile {self.profile!r}")
-        if self.profile != "identity" and self.thickness_mm <= 0:
-            raise GeometryError(f"the slice thickness must be positive, not {self.thickness_mm} mm")
-        if self.profile == "identity" and not self.coincides():
-            raise GeometryError("an axis can be 'identity' only where both grids are the same")
-
-    def coincides(self) -> bool:
-        """Return whether the fine grid and the measured one are the same along this axis."""
-        drift_mm = abs(self.high_mm - self.low_mm) * self.n_high + abs(self.offset_mm)
-        return self.n_high == self.n_low and drift_mm < COINCIDE * self.high_mm
-
-    def distance_mm(self) -> Array:
-        """Return where each fine centre lies, seen from each measured one: (n_low, n_high)."""
-        low = self.offset_mm + self.low_mm * np.arange(self.n_low)
-        return self.high_mm * np.arange(self.n_high)[None, :] - low[:, None]
-
-    def covered(self) -> Array:
-        """Return which measured voxels have their centre within the fine grid: (n_low,), bool."""
-        low = self.offset_mm + self.low_mm * np.arange(self.n_low)
-        half = 0.5 * self.high_mm + COINCIDE * self.low_mm
-        return (low >= -half) & (low <= self.high_mm * (self.n_high - 1) + half)
-
-    def matrix(self) -> Array:
-        """Return A: (n_low, n_high), float64, read-only; rows sum to 1, or to 0 off the grid."""
-        return _matrix(self)
-
-    def inverse(self) -> Array:
-        """Return the damped pseudo-inverse of A: (n_high, n_low), float64, read-only."""
-        return _inverse(self)
-
-
-def _kspace(axis: AxisModel) -> Array:
-    """Return the truncation of k-space at half a wave an acquired voxel.
-
-    The fine grid is one period. A wave beyond the limit is dropped, one on it counts half, and one
-    within half a step of it counts in part, which makes every ratio of grids possible and equals a
-    centre crop where both share one field of view, for even and odd counts.
-    """
-    field_mm = axis.n_high * axis.high_mm
-    finest_mm = max(axis.thickness_mm, axis.low_mm, axis.high_mm)
-    limit = field_mm / (2 * finest_mm)  # waves in the field
-    waves = np.arange(1, min(math.floor(limit + 0.5), axis.n_high // 2) + 1)
-    weights = np.clip(limit + 0.5 - waves, 0.0, 1.0)
-    weights[2 * waves == axis.n_high] = 0.5  # the finest wave of the grid has no mirror image
-    turns = 2 * np.pi / field_mm
-    high = turns * axis.high_mm * np.arange(axis.n_high)
-    low = turns * (axis.offset_mm + axis.low_mm * np.arange(axis.n_low))
-    cosines = (weights * np.cos(np.outer(low, waves))) @ np.cos(np.outer(waves, high))
-    sines = (weights * np.sin(np.outer(low, waves))) @ np.sin(np.outer(waves, high))
-    return (1.0 + 2.0 * (cosines + sines)) / axis.n_high
-
-
-def _box(axis: AxisModel) -> Array:
-    """Return the mean over a slice with sharp faces; a fine voxel counts by what lies inside."""
-    distance = axis.distance_mm()
-    half_slice, half_voxel = 0.5 * axis.thickness_mm, 0.5 * axis.high_mm
-    upper = np.minimum(distance + half_voxel, half_slice)
-    lower = np.maximum(distance - half_voxel, -half_slice)
-    return np.clip(upper - lower, 0.0, None)
-
-
-def _gaussian(axis: AxisModel) -> Array:
-    """Return the mean over a Gaussian slice profile, integrated over each fine voxel."""
-    sigma = axis.thickness_mm / math.sqrt(8 * math.log(2))
-    edges = np.arange(axis.n_high + 1) * axis.high_mm - 0.5 * axis.high_mm
-    low = axis.offset_mm + axis.low_mm * np.arange(axis.n_low)
-    erf = np.vectorize(math.erf, otypes=[float])
-    return np.diff(erf((edges[None, :] - low[:, None]) / (sigma * math.sqrt(2))), axis=1)
-
-
-def _identity(axis: AxisModel) -> Array:
-    return np.eye(axis.n_low, axis.n_high)
-
-
-MATRICES = {"kspace": _kspace, "box": _box, "gaussian": _gaussian, "identity": _identity}
-
-
-@lru_cache(maxsize=16)
-def _matrix(axis: AxisModel) -> Array:
-    weights = MATRICES[axis.profile](axis)
-    weights = np.where(axis.covered()[:, None], weights, 0.0)
-    total = weights.sum(axis=1, keepdims=True)  # a slice at the rim is cut: renormalised
-    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 1e-9)
-    weights.setflags(write=False)
-    return weights
-
-
-@lru_cache(maxsize=16)
-def _inverse(axis: AxisModel) -> Array:
-    if axis.profile == "identity":
-        return axis.matrix()
-    u, s, vt = np.linalg.svd(axis.matrix(), full_matrices=False)
-    inverse = (vt.T * (s / np.maximum(s * s, (SMALLEST_GAIN * s[0]) ** 2))) @ u.T
-    inverse.setflags(write=False)
-    return inverse
 
 
 def _apply(matrices: Sequence[Array | None], x: Array) -> Array:
     """Return `x` multiplied along each axis; the steps that shrink most go first."""
-    order = sorted(range(3), key=lambda a: 1.0 if (m := matrices[a]) is None else m.shape[0] / m.shape[1])
-    for axis in order:
-        matrix = matrices[axis]
-        if matrix is None:
-            continue
-        m = np.asarray(matrix, np.float32)
+    steps = [(axis, np.asarray(m, np.float32)) for axis, m in enumerate(matrices) if m is not None]
+    for axis, m in sorted(steps, key=lambda step: step[1].shape[0] / step[1].shape[1]):
         if axis == 0:
             x = (m @ x.reshape(x.shape[0], -1)).reshape(m.shape[0], *x.shape[1:])
         elif axis == 1:
@@ -225,11 +92,22 @@ class AcquisitionModel:
             If an axis of one grid is not parallel to, and in the sense of, the other's.
         """
         high_mm, low_mm, offset_mm = _along_axes(high_affine, low_affine)
-        axes = [
-            _axis(int(high_shape[a]), int(low_shape[a]), high_mm[a], low_mm[a], offset_mm[a], profiles[a])
+        k, i, j = (
+            _axis(
+                AxisModel(
+                    n_high=int(high_shape[a]),
+                    n_low=int(low_shape[a]),
+                    high_mm=high_mm[a],
+                    low_mm=low_mm[a],
+                    offset_mm=offset_mm[a],
+                    profile="box",
+                    thickness_mm=low_mm[a],
+                ),
+                profiles[a],
+            )
             for a in range(3)
-        ]
-        return cls(axes=(axes[0], axes[1], axes[2]))
+        )
+        return cls(axes=(k, i, j))
 
     def forward(self, high: Array) -> Array:
         """Return A x, float32, on the measured grid."""
@@ -246,14 +124,19 @@ class AcquisitionModel:
         return k[:, None, None] & i[None, :, None] & j[None, None, :]
 
     def consistent(
-        self, high: Array, low: Array, noise_sigma: float, weight: float = 1.0
+        self,
+        high: Array,
+        low: Array,
+        noise_sigma: float,
+        weight: float = 1.0,
+        mask: Array | None = None,
     ) -> Array:
         """Return `high`, moved towards the measured data as far as noise allows.
 
         The residual y - A x is the error that the data can show plus noise of known power. In each
         band of spatial frequency it is shrunk by the empirical Wiener gain (P - w sigma^2) / P, P
-        being its mean power, and what remains goes back through the pseudo-inverse of A. A band
-        with nothing but noise in it is left alone, so noise is not copied back.
+        being its mean power, and what remains goes back through the inverse of A. A band with
+        nothing but noise in it is left alone, so noise is not copied back.
 
         Parameters
         ----------
@@ -261,33 +144,57 @@ class AcquisitionModel:
             Standard deviation of the noise of `low`, a channel; 0 imposes the data.
         weight
             Above 1 the model is trusted more, below 1 the data; 0 imposes the data.
+        mask : bool, shape of `low`
+            Where the data count, e.g. the head widened by two voxels; default everywhere. Air
+            would dilute the power of the error.
         """
-        residual = self._checked(low, self.low_shape) - self.forward(high)
-        residual = np.where(self.covered(), residual, np.float32(0))
-        power = weight * noise_sigma**2 / self._band_share()
+        counts = self.covered() if mask is None else self.covered() & mask
+        residual = self.residual(high, low, noise_sigma if weight > 0 else 0.0) * counts
+        power = weight * noise_sigma**2 * float(counts.mean()) / self._band_share()
         shrunk = wiener_shrink(residual, power)
         return np.asarray(high, np.float32) + _apply(self._matrices("inverse"), shrunk)
+
+    def residual(self, high: Array, low: Array, noise_sigma: float) -> Array:
+        """Return y minus the magnitude expected of A x in noise, float32, on the measured grid."""
+        low = self._checked(low, self.low_shape)
+        return low - expected_magnitude(self.forward(high), low, noise_sigma)
 
     def _band_share(self) -> float:
         """Return the share of the measured grid's spectrum that the scanner sampled.
 
         Zero filling squeezes the noise into fewer components, each of which carries more of it.
         """
-        ratios = [
-            min(1.0, axis.low_mm / axis.thickness_mm) for axis in self.axes if axis.profile == "kspace"
-        ]
-        return math.prod(ratios)
+        return math.prod(
+            min(1.0, axis.low_mm / axis.thickness_mm)
+            for axis in self.axes
+            if axis.profile == "kspace"
+        )
 
     def _matrices(self, kind: Literal["matrix", "inverse"]) -> list[Array | None]:
-        return [
-            None if axis.profile == "identity" else getattr(axis, kind)() for axis in self.axes
-        ]
+        return [None if a.profile == "identity" else getattr(a, kind)() for a in self.axes]
 
     @staticmethod
     def _checked(array: Array, shape: tuple[int, ...]) -> Array:
         if array.shape != shape:
-            raise GeometryError(f"the acquisition model takes a volume of {shape}, not {array.shape}")
+            raise GeometryError(f"the acquisition model takes {shape} voxels, not {array.shape}")
         return np.asarray(array, np.float32)
+
+
+def expected_magnitude(signal: Array, measured: Array, sigma: float) -> Array:
+    """Return the mean that a magnitude image has where the true signal is `signal`, float32.
+
+    Noise never averages out in dark places: its magnitude is 1.25 sigma where there is no signal.
+    Voxels that were measured as exactly 0 were blanked by the scanner and hold no noise.
+
+    Source: Gudbjartsson and Patz 1995; interpolated between the limits, within 0.06 sigma.
+    """
+    signal = np.asarray(signal, np.float32)
+    if sigma <= 0:
+        return signal
+    amplitude = np.maximum(signal, 0)
+    darkness = np.exp(-0.5 * (amplitude / np.float32(sigma)) ** 2)
+    floor = np.float32(sigma**2) * (1 + np.float32(math.pi / 2 - 1) * darkness)
+    return np.where(measured == 0, signal, np.sqrt(amplitude**2 + floor))
 
 
 def wiener_shrink(residual: Array, noise_power: float) -> Array:
@@ -298,25 +205,32 @@ def wiener_shrink(residual: Array, noise_power: float) -> Array:
     noise_power
         Variance of the noise of one voxel.
     """
+    residual = np.asarray(residual, np.float32)
     if noise_power <= 0:
-        return np.asarray(residual, np.float32)
-    spectrum = np.fft.rfftn(np.asarray(residual, np.float32), norm="ortho")
-    shape, n = spectrum.shape, residual.shape
-    band = np.zeros(shape, np.int32)
-    for axis in range(3):
-        frequency = np.abs(np.fft.fftfreq(n[axis])[: shape[axis]])  # cycles a voxel, up to 0.5
-        step = np.minimum((frequency * 2 * BANDS).astype(np.int32), BANDS - 1)
-        band = band * BANDS + step.reshape([-1 if a == axis else 1 for a in range(3)])
-    band = band.ravel()
+        return residual
+    spectrum = np.fft.rfftn(residual, norm="ortho")
+    band = _bands(residual.shape, spectrum.shape)
     count = np.bincount(band, minlength=BANDS**3)
     total = np.bincount(band, np.abs(spectrum.ravel()) ** 2, minlength=BANDS**3)
-    power = total / np.maximum(count, 1)
-    gain = np.clip(1.0 - noise_power / np.maximum(power, 1e-30), 0.0, 1.0).astype(np.float32)
-    spectrum *= gain[band].reshape(shape)
-    return np.fft.irfftn(spectrum, s=n, norm="ortho").astype(np.float32)
+    power = np.maximum(total / np.maximum(count, 1), 1e-30)
+    gain = np.clip(1.0 - noise_power / power, 0.0, 1.0).astype(np.float32)
+    spectrum *= gain[band].reshape(spectrum.shape)
+    return np.fft.irfftn(spectrum, s=residual.shape, norm="ortho").astype(np.float32)
 
 
-def _along_axes(high_affine: Array, low_affine: Array) -> tuple[list[float], list[float], list[float]]:
+def _bands(shape: tuple[int, ...], spectrum_shape: tuple[int, ...]) -> Array:
+    """Return the number of the band of each component of a real transform, flat."""
+    band = np.zeros((1, 1, 1), np.int32)
+    for axis in range(3):
+        frequency = np.abs(np.fft.fftfreq(shape[axis])[: spectrum_shape[axis]])  # up to 0.5 a voxel
+        step = np.minimum((frequency * 2 * BANDS).astype(np.int32), BANDS - 1)
+        band = band * BANDS + step.reshape([-1 if a == axis else 1 for a in range(3)])
+    return band.ravel()
+
+
+def _along_axes(
+    high_affine: Array, low_affine: Array
+) -> tuple[list[float], list[float], list[float]]:
     """Return voxel sizes of both grids and the offset of the first voxels along the axes, in mm."""
     high, low = np.asarray(high_affine, float), np.asarray(low_affine, float)
     high_mm = np.linalg.norm(high[:3, :3], axis=0)
@@ -334,28 +248,16 @@ def _along_axes(high_affine: Array, low_affine: Array) -> tuple[list[float], lis
     return high_mm.tolist(), low_mm.tolist(), offset_mm.tolist()
 
 
-def _axis(
-    n_high: int, n_low: int, high_mm: float, low_mm: float, offset_mm: float, profile: Profile
-) -> AxisModel:
-    """Return the axis; it is the identity where the grids coincide and nothing blurs them."""
-    width_mm = profile.width_mm
-    if abs(width_mm - low_mm) <= SAME_SPACING * low_mm or (profile.name == "kspace" and width_mm < low_mm):
+def _axis(axis: AxisModel, profile: Profile) -> AxisModel:
+    """Return `axis` with its profile; the identity where the grids coincide and nothing blurs."""
+    width_mm, low_mm = profile.width_mm, axis.low_mm
+    # No wave finer than two measured voxels is in the data, however small the acquired voxel.
+    sampled = profile.name == "kspace" and width_mm < low_mm
+    if sampled or profile.name == "identity" or abs(width_mm - low_mm) <= SAME_SPACING * low_mm:
         width_mm = low_mm
-    axis = AxisModel(
-        n_high=n_high,
-        n_low=n_low,
-        high_mm=high_mm,
-        low_mm=low_mm,
-        offset_mm=offset_mm,
-        profile="gaussian" if profile.name == "identity" else profile.name,
-        thickness_mm=width_mm,
-    )
-    blurs = profile.name != "identity" and width_mm > low_mm
-    if axis.coincides() and not blurs:
-        return AxisModel(**{**vars(axis), "profile": "identity"})
-    if profile.name == "identity":
-        raise GeometryError("an axis can be 'identity' only where both grids are the same")
-    return axis
+    if profile.name == "identity" or (axis.coincides() and width_mm <= low_mm):
+        return replace(axis, profile="identity")
+    return replace(axis, profile=profile.name, thickness_mm=width_mm)
 
 
 def choose_profiles(
@@ -427,8 +329,15 @@ def simulate(
     affine = np.diag([*map(float, spacing_mm), 1.0])
     shape, low_affine = shared_field(high.shape, affine, low_mm)
     widths = np.diag(low_affine)[:3]
-    chosen = [Profile(name=name, width_mm=float(w)) for name, w in zip(profiles, widths, strict=True)]
-    model = AcquisitionModel.from_grids(high.shape, affine, shape, low_affine, profiles=chosen)
+    model = AcquisitionModel.from_grids(
+        high.shape,
+        affine,
+        shape,
+        low_affine,
+        profiles=[
+            Profile(name=p, width_mm=float(w)) for p, w in zip(profiles, widths, strict=True)
+        ],
+    )
     low = np.abs(model.forward(high))
     if snr <= 0:
         return low

@@ -93,10 +93,10 @@ class SlicePool:
 
     def batch(self, count: int) -> Batch:
         """Return `count` random crops, drawn from all scenes and all three axes."""
-        rows = [
-            self._crop(self.scenes[self.rng.integers(len(self.scenes))]) for _ in range(count)
-        ]
-        high, slices, b, g, acquisition, mask = (torch.stack(part) for part in zip(*rows, strict=True))
+        rows = [self._crop(self.scenes[self.rng.integers(len(self.scenes))]) for _ in range(count)]
+        high, slices, b, g, acquisition, mask = (
+            torch.stack(part) for part in zip(*rows, strict=True)
+        )
         return Batch(
             high=high,
             condition=Condition(slices=slices, b=b, g=g, acquisition=acquisition),

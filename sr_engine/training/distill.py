@@ -49,7 +49,11 @@ class Distiller:
     """The teacher, the projections of its features, and the schedule of step counts."""
 
     def __init__(
-        self, config: "TrainConfig", student: SuperResolver, teacher: bundle.Bundle, device: torch.device
+        self,
+        config: "TrainConfig",
+        student: SuperResolver,
+        teacher: bundle.Bundle,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.teacher = teacher.model.to(device).requires_grad_(False)

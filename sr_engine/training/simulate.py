@@ -73,7 +73,7 @@ def monomials(coordinates: Tensor) -> Tensor:
 
 
 def draw(rng: np.random.Generator) -> Draw:
-    """Return a random acquisition: isotropic 3-D, thick 2-D slices along any axis, or in between."""
+    """Return a random acquisition: isotropic 3-D, or thick 2-D slices along any axis."""
     ratio, profile = [1.0, 1.0, 1.0], ["identity"] * 3
     kind = rng.random()
     if kind < 0.5:  # 3-D: truncated k-space on all axes

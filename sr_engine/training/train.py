@@ -180,7 +180,11 @@ class Trainer:
 
     def _learning_rate(self, progress: float) -> float:
         warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
-        return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return (
+            self.config.learning_rate
+            * warm
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
 
     def _loss(self, batch: Batch, progress: float) -> Tensor:
         if self.config.stage == "autoencoder":
@@ -256,9 +260,7 @@ def denoising_loss(
     return (weight * (estimate - clean).square() / hardness).mean()
 
 
-def own_path(
-    model: SuperResolver, sigma: Tensor, latent: Tensor, condition: Condition
-) -> Tensor:
+def own_path(model: SuperResolver, sigma: Tensor, latent: Tensor, condition: Condition) -> Tensor:
     """Return where one Euler step from zero at sigma_max to `sigma` leads: (B, 4, h, w)."""
     top = torch.full_like(sigma, model.config.sigma_max)
     zero = torch.zeros(len(sigma), 4, *latent.shape[2:], device=latent.device)

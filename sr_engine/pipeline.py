@@ -1,0 +1,325 @@
+"""The way of one series through the engine: a list of steps, each timed.
+
+read -> normalise -> b, g -> one interpolation -> student along three axes -> fuse -> data
+consistency -> judge -> scanner units -> derived series.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from highdicom import Volume
+
+from sr_engine import __version__
+from sr_engine.dicom.provenance import Provenance
+from sr_engine.dicom.reader import SourceSeries, read_series
+from sr_engine.dicom.writer import JobIdentity, WrittenSeries, write_series
+from sr_engine.fusion import Fused, fuse
+from sr_engine.inference import NetworkInput, predict_triaxial
+from sr_engine.model.bundle import Bundle
+from sr_engine.physics.bias_field import estimate_bias_field
+from sr_engine.physics.forward_model import AcquisitionModel, Profile, choose_profiles
+from sr_engine.physics.gradient_nonlinearity import GradientMap, displacement_map
+from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normalise
+from sr_engine.physics.resample import Grid, interpolate, target_grid
+from sr_engine.quality import QualityReport, judge
+from sr_engine.recipe import Recipe
+from sr_engine.timing import Stages
+
+SOFTWARE = "DICOM-NODE AI-SR"
+Progress = Callable[[str, float], None]
+
+
+def silent(stage: str, share: float) -> None:
+    """Take the progress of a job and say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acquired:
+    """What is known of how a volume was measured.
+
+    Attributes
+    ----------
+    profiles           how each array axis was sampled
+    acquired_voxel_mm  true resolution along each array axis
+    """
+
+    profiles: tuple[Profile, Profile, Profile]
+    acquired_voxel_mm: tuple[float, float, float]
+    manufacturer: str = ""
+    model: str = ""
+    image_types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enhancement:
+    """An enhanced volume in the input's units, its spread over the axes, and the verdict."""
+
+    volume: Volume
+    spread: np.ndarray
+    report: QualityReport
+    gradient: GradientMap
+    noise_method: str
+    stages: Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceResult:
+    """A derived series on disk and everything that led to it."""
+
+    written: WrittenSeries
+    report: QualityReport
+    provenance: Provenance
+    stages: Stages
+
+
+def acquired_of_series(source: SourceSeries) -> Acquired:
+    """Return what the headers say about the acquisition."""
+    header = source.headers[0]
+    acquisition = "3D" if source.acquisition == "3D" else "2D"
+    return Acquired(
+        profiles=choose_profiles(acquisition, source.spacing_mm, source.acquired_voxel_mm),
+        acquired_voxel_mm=source.acquired_voxel_mm,
+        manufacturer=str(header.get("Manufacturer", "")),
+        model=str(header.get("ManufacturerModelName", "")),
+        image_types=tuple(header.get("ImageType") or ()),
+    )
+
+
+def acquired_of_volume(volume: Volume) -> Acquired:
+    """Return what can be guessed of a volume without headers: a NIfTI file."""
+    spacing = _spacing(volume)
+    return Acquired(profiles=choose_profiles(None, spacing, spacing), acquired_voxel_mm=spacing)
+
+
+def enhance_volume(
+    volume: Volume,
+    acquired: Acquired,
+    recipe: Recipe,
+    bundle: Bundle,
+    *,
+    like: Grid | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+    stages: Stages | None = None,
+) -> Enhancement:
+    """Return the enhanced volume.
+
+    Parameters
+    ----------
+    volume
+        float32, any non-negative unit.
+    like
+        Target grid; default: `recipe.spacing_mm`, finer where the acquisition was finer.
+
+    Raises
+    ------
+    InputRefused
+        If the volume holds no head, or its values are no numbers.
+    GeometryError
+        If the axes of `like` are not parallel to the volume's.
+    """
+    stages = stages or Stages()
+    with stages.stage("normalise"):
+        mask = head_mask(volume.array)
+        normal, scale = normalise(volume.array, mask)
+        noise = estimate_noise_sigma(normal, mask, oversampling=_oversampling(volume, acquired))
+    grid = like or target_grid(
+        volume, spacing_mm=recipe.spacing_mm, acquired_voxel_mm=acquired.acquired_voxel_mm
+    )
+    progress("bias field", 0.02)
+    with stages.stage("bias field"):
+        bias = estimate_bias_field(volume) if recipe.use_bias_field else None
+    with stages.stage("gradient nonlinearity"):
+        gradient = displacement_map(
+            volume,
+            manufacturer=acquired.manufacturer,
+            model=acquired.model,
+            image_types=acquired.image_types,
+            coefficient_dir=coefficient_folder(),
+        )
+    progress("interpolate", 0.05)
+    with stages.stage("interpolate"):
+        normal_volume = volume.with_array(normal)
+        upsampled = interpolate(normal_volume, grid).array
+        given = NetworkInput(
+            volume=upsampled,
+            mask=interpolate(volume.with_array(mask.astype(np.float32)), grid).array > 0.5,
+            bias_log=None if bias is None else interpolate(volume.with_array(bias), grid).array,
+            displacement_mm=_displacement_on(volume, gradient, grid, recipe),
+            ratio=_ratio(acquired, grid),
+            profile=_profile_names(acquired),
+            noise=noise.sigma,
+        )
+    with stages.stage("student"):
+        stacks = predict_triaxial(
+            given,
+            bundle,
+            steps=recipe.steps,
+            axes=(0, 1, 2) if recipe.triaxial else (0,),
+            device=device,
+            seed=recipe.seed,
+            progress=lambda share: progress("student", 0.08 + 0.8 * share),
+        )
+    progress("consistency", 0.9)
+    with stages.stage("consistency"):
+        fused = fuse(stacks)
+        model = AcquisitionModel.from_grids(
+            grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
+        )
+        mean = _consistent(model, fused, normal, noise.sigma, recipe)
+    with stages.stage("judge"):
+        report = judge(
+            measured=normal,
+            predicted_low=model.forward(mean),
+            measured_mask=mask,
+            measured_spacing_mm=_spacing(volume),
+            noise_sigma=noise.sigma,
+            output=mean,
+            upsampled=upsampled,
+            spread=fused.spread,
+            mask=given.mask,
+        )
+    result = Volume(
+        scale.back(mean),
+        grid.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=volume.frame_of_reference_uid,
+    )
+    return Enhancement(
+        volume=result,
+        spread=scale.back(fused.spread),
+        report=report,
+        gradient=gradient,
+        noise_method=noise.method,
+        stages=stages,
+    )
+
+
+def enhance(
+    paths: Iterable[Path],
+    out_dir: Path,
+    *,
+    recipe: Recipe,
+    job: JobIdentity,
+    bundle: Bundle,
+    device: str = "auto",
+    incomplete_release: bool = False,
+    progress: Progress = silent,
+) -> EnhanceResult:
+    """Write the derived series of the source instances in `paths` into `out_dir`.
+
+    Equal inputs, recipe, weights and job give equal files, whoever runs it and how often.
+
+    Raises
+    ------
+    InputRefused
+        If the source is at fault; the message names value and UID.
+    WriteError
+        If the series cannot be written.
+    """
+    stages = Stages()
+    progress("read", 0.0)
+    with stages.stage("read"):
+        source = read_series(paths)
+    result = enhance_volume(
+        source.volume,
+        acquired_of_series(source),
+        recipe,
+        bundle,
+        device=device,
+        progress=progress,
+        stages=stages,
+    )
+    provenance = _provenance(source, result, recipe, job, bundle, incomplete_release)
+    progress("write", 0.95)
+    with stages.stage("write"):
+        written = write_series(
+            source, result.volume, out_dir=out_dir, recipe=recipe, provenance=provenance, job=job
+        )
+    progress("done", 1.0)
+    return EnhanceResult(
+        written=written,
+        report=result.report,
+        provenance=written.provenance,
+        stages=stages,
+    )
+
+
+def coefficient_folder() -> Path:
+    """Return the folder of gradient coefficient files: the configuration's, or the package's."""
+    return Path(str(files("sr_engine"))).parent / "config" / "gradient_nonlinearity"
+
+
+def _provenance(
+    source: SourceSeries,
+    result: Enhancement,
+    recipe: Recipe,
+    job: JobIdentity,
+    bundle: Bundle,
+    incomplete_release: bool,
+) -> Provenance:
+    return Provenance(
+        source_study_uid=source.study_uid,
+        source_series_uid=source.series_uid,
+        source_sop_uids=source.sop_uids,
+        recipe=recipe.to_dict(),
+        recipe_digest=recipe.digest(),
+        bundle_name=bundle.name,
+        bundle_sha256=bundle.sha256,
+        software_name=SOFTWARE,
+        software_version=__version__,
+        generation=job.generation,
+        job_id=str(job.job_id),
+        created=job.created.isoformat(),
+        bias_field="guidance" if recipe.use_bias_field else "switched off",
+        gradient_nonlinearity=f"{result.gradient.status}: {result.gradient.reason}",
+        quality={k: round(float(v), 6) for k, v in result.report.figures.items()},
+        incomplete_release=incomplete_release,
+    )
+
+
+def _consistent(
+    model: AcquisitionModel, fused: Fused, measured: np.ndarray, sigma: float, recipe: Recipe
+) -> np.ndarray:
+    """Return the fused mean after the data-consistency step, never below zero."""
+    if not recipe.data_consistency:
+        return np.maximum(fused.mean, 0)
+    moved = model.consistent(fused.mean, measured, sigma, weight=recipe.consistency_weight)
+    return np.maximum(moved, 0)
+
+
+def _displacement_on(
+    volume: Volume, gradient: GradientMap, grid: Grid, recipe: Recipe
+) -> np.ndarray | None:
+    """Return the displacement along the array axes on the target grid, None where unknown."""
+    if not (gradient.valid and recipe.use_gradient_map):
+        return None
+    directions = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    along = np.tensordot(directions.T, gradient.displacement_mm, axes=1).astype(np.float32)
+    return np.stack([interpolate(volume.with_array(part), grid).array for part in along])
+
+
+def _spacing(volume: Volume) -> tuple[float, float, float]:
+    k, i, j = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    return float(k), float(i), float(j)
+
+
+def _grid_spacing(grid: Grid) -> Sequence[float]:
+    return np.linalg.norm(np.asarray(grid.affine)[:3, :3], axis=0)
+
+
+def _ratio(acquired: Acquired, grid: Grid) -> tuple[float, float, float]:
+    k, i, j = np.asarray(acquired.acquired_voxel_mm) / _grid_spacing(grid)
+    return float(k), float(i), float(j)
+
+
+def _profile_names(acquired: Acquired) -> tuple[str, str, str]:
+    k, i, j = (profile.name for profile in acquired.profiles)
+    return k, i, j
+
+
+def _oversampling(volume: Volume, acquired: Acquired) -> tuple[float, ...]:
+    return tuple(a / s for a, s in zip(acquired.acquired_voxel_mm, _spacing(volume), strict=True))

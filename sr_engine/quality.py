@@ -1,0 +1,190 @@
+"""The verdict on a result before it leaves: does it explain the measured data, and is it whole?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sr_engine.physics.forward_model import expected_magnitude
+
+SMALL_LESION_MM = 5.0  # full width of the window in which the residual is averaged
+FWHM = math.sqrt(8 * math.log(2))
+DARK = 0.1  # normalised intensity below which an output of 0 is no loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityLimits:
+    """What is let through; normalised intensities: the 99.9th percentile of the head is 1.
+
+    Attributes
+    ----------
+    residual_over_noise
+        Residual to the measured data over its noise, root mean square in the head.
+    blob_z, blob_intensity
+        Residual averaged over 5 mm: both its deviation from noise, in standard deviations, and
+        its size must be exceeded.
+    model_error
+        Share of the signal that the acquisition model may miss; added to the noise.
+    spread_p99
+        99th percentile of the disagreement of the three axes.
+    clipped
+        Share of the head at or below 0, or brighter than anything measured by half.
+    coverage
+        Least share of the head in which the output still shows at least half the measured signal.
+    """
+
+    residual_over_noise: float = 1.5
+    blob_z: float = 10.0
+    blob_intensity: float = 0.03
+    model_error: float = 0.01
+    spread_p99: float = 0.15
+    clipped: float = 0.005
+    coverage: float = 0.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityReport:
+    """The verdict; `findings` are sentences for an administrator, empty when passed."""
+
+    passed: bool
+    findings: tuple[str, ...]
+    figures: dict[str, float]
+
+
+def judge(
+    *,
+    measured: np.ndarray,
+    predicted_low: np.ndarray,
+    measured_mask: np.ndarray,
+    measured_spacing_mm: Sequence[float],
+    noise_sigma: float,
+    output: np.ndarray,
+    upsampled: np.ndarray,
+    spread: np.ndarray,
+    mask: np.ndarray,
+    limits: QualityLimits | None = None,
+) -> QualityReport:
+    """Return whether the result may be sent without a person looking at it.
+
+    Parameters
+    ----------
+    measured, predicted_low, measured_mask
+        The series, A x of the result, and the head, on the measured grid (k, i, j).
+    output, upsampled, spread, mask
+        The result, the cubic interpolation, the spread and the head on the fine grid.
+    noise_sigma
+        Noise of one channel of `measured`. All intensities are normalised.
+    """
+    limits = limits or QualityLimits()
+    broken = _broken(output, predicted_low, mask, measured_mask)
+    if broken:
+        return QualityReport(passed=False, findings=(broken,), figures={})
+    figures = _residual(
+        measured, predicted_low, measured_mask, measured_spacing_mm, noise_sigma, limits
+    )
+    figures |= _content(output, upsampled, spread, mask)
+    findings = tuple(_findings(figures, limits))
+    return QualityReport(passed=not findings, findings=findings, figures=figures)
+
+
+def _broken(
+    output: np.ndarray, predicted_low: np.ndarray, mask: np.ndarray, measured_mask: np.ndarray
+) -> str | None:
+    """Return what makes every figure meaningless, if anything."""
+    if not (np.isfinite(output).all() and np.isfinite(predicted_low).all()):
+        return "The result holds values that are not numbers."
+    if not (mask.any() and measured_mask.any()):
+        return "No head was found in the series, so the result cannot be judged."
+    if np.ptp(output[mask]) == 0:
+        return f"The result is empty: every voxel of the head is {output[mask][0]:g}."
+    return None
+
+
+def _residual(
+    measured: np.ndarray,
+    predicted_low: np.ndarray,
+    mask: np.ndarray,
+    spacing_mm: Sequence[float],
+    noise_sigma: float,
+    limits: QualityLimits,
+) -> dict[str, float]:
+    """Return how far the result is from explaining what was measured."""
+    residual = np.asarray(measured, np.float32) - expected_magnitude(
+        predicted_low, measured, noise_sigma
+    )
+    noise = math.hypot(noise_sigma, limits.model_error)
+    kernel_voxels = [SMALL_LESION_MM / FWHM / mm for mm in spacing_mm]
+    smooth = ndimage.gaussian_filter(np.where(mask, residual, 0), kernel_voxels)
+    blob = np.where(mask, np.abs(smooth), 0)
+    worst = np.unravel_index(int(np.argmax(blob)), blob.shape)
+    return {
+        "residual_over_noise": float(np.sqrt(np.mean(residual[mask] ** 2.0))) / noise,
+        "noise_sigma": noise_sigma,
+        "blob_z": float(blob[worst]) / (noise * noise_gain(kernel_voxels)),
+        "blob_intensity": float(smooth[worst]),
+        "blob_slice": float(worst[0] + 1),
+        "blob_row": float(worst[1] + 1),
+        "blob_column": float(worst[2] + 1),
+    }
+
+
+def noise_gain(kernel_voxels: Sequence[float]) -> float:
+    """Return the deviation of unit white noise after a Gaussian filter of these sigmas."""
+    gain = 1.0
+    for sigma in kernel_voxels:
+        impulse = np.zeros(2 * math.ceil(5 * sigma) + 3)
+        impulse[len(impulse) // 2] = 1.0
+        gain *= float(np.linalg.norm(ndimage.gaussian_filter1d(impulse, sigma)))
+    return gain
+
+
+def _content(
+    output: np.ndarray, upsampled: np.ndarray, spread: np.ndarray, mask: np.ndarray
+) -> dict[str, float]:
+    """Return what the result looks like beside the plain interpolation."""
+    out, plain = output[mask], upsampled[mask]
+    lost = (out <= 0) & (plain > DARK)
+    glaring = out > 1.5 * plain.max()
+    bright = mask & (ndimage.uniform_filter(upsampled, 3) > DARK)
+    kept = ndimage.uniform_filter(output, 3) > 0.5 * ndimage.uniform_filter(upsampled, 3)
+    return {
+        "spread_p99": float(np.percentile(spread[mask], 99)),
+        "clipped": float((lost | glaring).mean()),
+        "coverage": float(kept[bright].mean()) if bright.any() else 0.0,
+    }
+
+
+def _findings(figures: dict[str, float], limits: QualityLimits) -> list[str]:
+    findings = []
+    if figures["residual_over_noise"] > limits.residual_over_noise:
+        findings.append(
+            "The result does not explain the measured series: the difference in the head is "
+            f"{figures['residual_over_noise']:.1f} times the noise "
+            f"(limit {limits.residual_over_noise:g})."
+        )
+    if figures["blob_z"] > limits.blob_z and abs(figures["blob_intensity"]) > limits.blob_intensity:
+        kind = "lacks" if figures["blob_intensity"] > 0 else "shows"
+        findings.append(
+            f"The result {kind} a structure of about {SMALL_LESION_MM:g} mm that the measured "
+            f"series does not agree with, near slice {figures['blob_slice']:.0f}, row "
+            f"{figures['blob_row']:.0f}, column {figures['blob_column']:.0f}: "
+            f"{figures['blob_z']:.0f} standard deviations of the noise (limit {limits.blob_z:g})."
+        )
+    if figures["spread_p99"] > limits.spread_p99:
+        findings.append(
+            f"The three axes disagree: 1 % of the head differs by more than "
+            f"{figures['spread_p99']:.2f} of full intensity (limit {limits.spread_p99:g})."
+        )
+    if figures["clipped"] > limits.clipped:
+        findings.append(
+            f"{figures['clipped']:.1%} of the head is cut off at black or white "
+            f"(limit {limits.clipped:.1%})."
+        )
+    if figures["coverage"] < limits.coverage:
+        findings.append(
+            f"Only {figures['coverage']:.1%} of the head shows in the result "
+            f"(at least {limits.coverage:.0%} is expected)."
+        )
+    return findings
