@@ -1,0 +1,345 @@
+"""What an encoded data set says, whatever its transfer syntax: identity, digest, completeness."""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from io import BytesIO
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.multival import MultiValue
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID
+from pydicom.values import convert_SQ
+
+from dicom_node.errors import InstanceRejected, NotAnInstance
+from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
+
+# Fixed for good: the same data set must give the same file, whichever version received it.
+IMPLEMENTATION_UID = "2.25.129741604812391164186406126163416105013"
+IMPLEMENTATION_NAME = "DICOM_NODE"
+
+# What pydicom raises on bytes that are no data set.
+PARSE_ERRORS = (
+    AttributeError, BytesLengthException, EOFError, InvalidDicomError, KeyError,
+    NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+DECODE_ERRORS = (*PARSE_ERRORS, IndexError, RuntimeError)
+
+UNDEFINED = 0xFFFFFFFF
+ITEM = b"\xfe\xff\x00\xe0"
+# They say how the pixels are packed, so a lossless re-encoding changes them.
+PACKING = frozenset({
+    0x00280004,  # PhotometricInterpretation: colour transforms of JPEG 2000
+    0x00280006,  # PlanarConfiguration
+    0x7FE00001, 0x7FE00002,  # extended offset table
+    0x7FE00010,  # PixelData
+    0xFFFCFFFC,  # DataSetTrailingPadding
+})  # fmt: skip
+PADDED = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
+NUMERIC = frozenset("DS FD FL IS SL SS UL US".split())
+WORD_BYTES = {
+    "AT": 2, "OW": 2, "SS": 2, "US": 2, "FL": 4, "OF": 4, "OL": 4, "SL": 4, "UL": 4,
+    "FD": 8, "OD": 8, "OV": 8, "SV": 8, "UV": 8,
+}  # fmt: skip
+# What Enhanced objects call differently.
+ENHANCED_NAMES = {
+    "FrameType": "ImageType",
+    "EffectiveEchoTime": "EchoTime",
+    "InversionTimes": "InversionTime",
+    "TemporalPositionIndex": "TemporalPositionIdentifier",
+}
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) -> bytes:
+    """Return the data set as received, behind file meta information (PS3.10 7.1).
+
+    Written by hand: pydicom refuses UIDs that scanners do use (components like ``.03``).
+    """
+    meta = b"".join([
+        struct.pack("<HH2s2xL", 2, 0x0001, b"OB", 2) + b"\x00\x01",
+        _short_element(0x0002, "UI", sop_class),
+        _short_element(0x0003, "UI", sop_uid),
+        _short_element(0x0010, "UI", transfer_syntax),
+        _short_element(0x0012, "UI", IMPLEMENTATION_UID),
+        _short_element(0x0013, "SH", IMPLEMENTATION_NAME),
+    ])  # fmt: skip
+    length = struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(meta))
+    return b"".join([b"\x00" * 128, b"DICM", length, meta, encoded])
+
+
+def _short_element(element: int, vr: str, text: str) -> bytes:
+    value = text.encode("ascii")
+    value += (b"\x00" if vr == "UI" else b" ") * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, element, vr.encode(), len(value)) + value
+
+
+def split_file(path: Path) -> tuple[str, bytes]:
+    """Return transfer syntax and encoded data set of a DICOM file.
+
+    Raises
+    ------
+    NotAnInstance
+        If it cannot be read or is no DICOM file.
+    """
+    try:
+        with open(path, "rb") as file:
+            read_preamble(file, False)
+            meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+            return str(UID(meta.TransferSyntaxUID)), file.read()
+    except PARSE_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file meta information"
+        raise NotAnInstance(f"no DICOM file: {reason}") from error
+
+
+def parse(file: bytes) -> Dataset:
+    """Return the data set of a DICOM file.
+
+    Raises
+    ------
+    NotAnInstance
+        If it is none.
+    InstanceRejected
+        If it is cut short inside an element of undefined length.
+    """
+    try:
+        dataset = dcmread(BytesIO(file))
+    except PARSE_ERRORS as error:
+        raise NotAnInstance(f"no DICOM data set: {type(error).__name__}") from error
+    if not dataset:  # pydicom warns and gives up everything that it had read
+        raise InstanceRejected("the data set is empty or cut short")
+    return dataset
+
+
+def uid_of(dataset: Dataset, keyword: str) -> str:
+    """Return a UID that must be there.
+
+    Raises
+    ------
+    NotAnInstance
+        If it is missing, empty or no text.
+    """
+    try:
+        value = dataset.get(keyword)
+    except PARSE_ERRORS as error:
+        raise NotAnInstance(f"{keyword} cannot be read: {type(error).__name__}") from error
+    if not isinstance(value, str) or not value:
+        raise NotAnInstance(f"the data set has no {keyword}")
+    return str(value)
+
+
+def attributes_digest(dataset: Dataset) -> str:
+    """Return the SHA-256 of all attributes but the pixels; equal for every lossless encoding.
+
+    Call it on a freshly read data set: what was looked at before is no longer as it was sent.
+
+    Raises
+    ------
+    NotAnInstance
+        If an element cannot be read.
+    InstanceRejected
+        If the data set ends inside an element.
+    """
+    digest = hashlib.sha256()
+    try:
+        for piece in _canonical(dataset):
+            digest.update(piece)
+    except PARSE_ERRORS as error:
+        raise NotAnInstance(f"the data set is damaged: {type(error).__name__}") from error
+    return digest.hexdigest()
+
+
+def _canonical(dataset: Dataset) -> Iterator[bytes]:
+    """Yield tags and values in one fixed encoding: implicit VR, little endian, no padding."""
+    for tag in sorted(dataset.keys()):
+        if tag.element == 0 or tag in PACKING:
+            continue
+        element = dataset.get_item(tag)
+        items = _items(dataset, element)
+        yield struct.pack("<L", tag)
+        if items is None:
+            value = _plain_value(element)
+            yield struct.pack("<L", len(value)) + value
+        else:
+            for item in items:
+                yield ITEM
+                yield from _canonical(item)
+            yield struct.pack("<L", 0)
+
+
+def _items(dataset: Dataset, element: DataElement | RawDataElement) -> Iterable[Dataset] | None:
+    """Return the items of a sequence, None for everything else."""
+    tag = element.tag
+    known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+    if "SQ" in (known, element.VR):
+        return dataset[tag].value or ()
+    # A private sequence in implicit VR, or as UN, shows only in its first bytes (PS3.5 6.2.2).
+    value = element.value
+    if known is None and element.VR in (None, "UN") and isinstance(value, bytes):
+        if value.startswith(ITEM):
+            return convert_SQ(value, True, True)
+        if not value:
+            return ()
+    return None
+
+
+def _plain_value(element: DataElement | RawDataElement) -> bytes:
+    value = element.value
+    if not isinstance(element, RawDataElement):  # pydicom reads the character set at once
+        texts = value if isinstance(value, MultiValue | list) else [value or ""]
+        return "\\".join(map(str, texts)).encode().rstrip(b" \x00")
+    value = value or b""
+    if element.length not in (UNDEFINED, len(value)):
+        raise InstanceRejected(
+            f"the data set ends inside {element.tag}: {len(value)} of {element.length} bytes"
+        )
+    if not element.is_little_endian:
+        value = _swapped(value, WORD_BYTES.get(element.VR or "", 1))
+    known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else None
+    return value.rstrip(b" \x00") if known in PADDED else value
+
+
+def _swapped(value: bytes, word_bytes: int) -> bytes:
+    if word_bytes == 1 or len(value) % word_bytes:
+        return value
+    return np.frombuffer(value, f">u{word_bytes}").astype(f"<u{word_bytes}").tobytes()
+
+
+def refuse_short_pixels(dataset: Dataset) -> None:
+    """Return when every pixel is there.
+
+    Raises
+    ------
+    InstanceRejected
+        If there are fewer bytes, or frames, of pixel data than the header promises.
+    """
+    if "Rows" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        return
+    try:
+        expected, found, unit = _promised(dataset)
+    except PARSE_ERRORS as error:
+        raise InstanceRejected(f"PixelData cannot be read: {type(error).__name__}") from error
+    if found < expected:
+        raise InstanceRejected(f"PixelData is cut short: {found} of {expected} {unit}")
+
+
+def _promised(dataset: Dataset) -> tuple[int, int, str]:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    encoded = bytes(dataset.PixelData or b"") if "PixelData" in dataset else b""
+    if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
+        return frames, max(_fragments(encoded) - 1, 0), "frames"  # the first: offset table
+    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * frames
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        samples = samples // 3 * 2
+    return ceil(samples * dataset.BitsAllocated / 8), len(encoded), "bytes"
+
+
+def _fragments(encoded: bytes) -> int:
+    """Return how many complete items there are (PS3.5 A.4)."""
+    count = start = 0
+    while start < len(encoded):
+        tag, length = struct.unpack_from("<4sL", encoded, start)
+        if tag != ITEM:
+            raise ValueError("no item")
+        start += 8 + length
+        count += 1
+    if start != len(encoded):
+        raise InstanceRejected(f"PixelData is cut short in fragment {count}")
+    return count
+
+
+def same_pixels(one: bytes, other: bytes) -> bool:
+    """Return whether two DICOM files hold the same image, however it is encoded."""
+    first, second = parse(one), parse(other)
+    if first.file_meta.TransferSyntaxUID == second.file_meta.TransferSyntaxUID and all(
+        first.get(keyword) == second.get(keyword) for keyword in PIXELS
+    ):
+        return True
+    if "PixelData" not in first or "PixelData" not in second:
+        return False
+    try:
+        return np.array_equal(pixel_array(first), pixel_array(second))
+    except DECODE_ERRORS:  # what nobody can decode is not known to be the same
+        return False
+
+
+def header_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what rules and assembly look at (`rules.HEADER_KEYS`), as JSON can hold it.
+
+    Enhanced objects get "frames": what varies by frame; what does not stands beside the rest.
+    """
+    header = _chosen(dataset)
+    header["TransferSyntaxUID"] = str(dataset.file_meta.TransferSyntaxUID)
+    header[PRIVATE_CREATORS] = sorted(set(_private_creators(dataset)))
+    for group in _sequence(dataset, "SharedFunctionalGroupsSequence"):
+        header |= _flattened(group)
+    frames = [_flattened(item) for item in _sequence(dataset, "PerFrameFunctionalGroupsSequence")]
+    if frames:
+        same = {key: value for key, value in frames[0].items() if _constant(frames, key)}
+        header |= same
+        header[FRAMES] = [{k: frame[k] for k in frame if k not in same} for frame in frames]
+    return header
+
+
+def _chosen(dataset: Dataset) -> dict[str, Any]:
+    found = {}
+    for keyword in (*HEADER_KEYS, *ENHANCED_NAMES):
+        try:
+            value = _plain(dataset.get(keyword))
+        except PARSE_ERRORS:
+            continue  # a value that cannot be read counts as absent; the engine will say more
+        if value is not None and not _is_spoilt(keyword, value):
+            found[ENHANCED_NAMES.get(keyword, keyword)] = value
+    return found
+
+
+def _is_spoilt(keyword: str, value: Any) -> bool:
+    """Return whether a number is none: pydicom hands out the text that it could not read."""
+    values = value if isinstance(value, list) else [value]
+    numeric = dictionary_VR(keyword) in NUMERIC
+    return numeric and not all(isinstance(each, int | float) for each in values)
+
+
+def _flattened(groups: Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for element in groups:
+        if element.VR == "SQ" and not element.tag.is_private:
+            for item in element.value:
+                found |= _chosen(item)
+    return found
+
+
+def _sequence(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
+    try:
+        return dataset.get(keyword) or ()
+    except PARSE_ERRORS:
+        return ()
+
+
+def _constant(frames: list[dict[str, Any]], key: str) -> bool:
+    return all(key in frame and frame[key] == frames[0][key] for frame in frames)
+
+
+def _private_creators(dataset: Dataset) -> Iterator[str]:
+    for tag in dataset.keys():
+        if tag.is_private_creator:
+            yield str(dataset[tag].value or "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, MultiValue | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float | Decimal):
+        return float(value) if isfinite(value) else None
+    return str(value) if isinstance(value, str) and value else None

@@ -1,0 +1,219 @@
+"""One received instance: new, a duplicate or a conflict; durable before anybody hears "success"."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydicom import Dataset
+
+from dicom_node import telemetry
+from dicom_node.content import (
+    as_file,
+    attributes_digest,
+    header_of,
+    parse,
+    refuse_short_pixels,
+    same_pixels,
+    split_file,
+    uid_of,
+)
+from dicom_node.errors import ConflictingInstance, InstanceRejected, NotAnInstance
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.store import InstanceRow, NewInstance, Store
+
+SUCCESS = 0x0000
+SUBMITTED = "SUBMIT"  # the calling AE title of files that a person imports
+
+log = telemetry.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """One encoded data set as it arrived, without file meta information."""
+
+    encoded: bytes
+    transfer_syntax: str
+    calling_ae: str
+    sop_class: str | None = None  # as announced by the C-STORE command
+    sop_uid: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What became of an instance that is safe now."""
+
+    sop_uid: str
+    series_uid: str
+    outcome: str  # "new" or "duplicate"
+    status: int = SUCCESS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A readable instance with its names and digests."""
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    study_uid: str
+    file: bytes
+    sha256: str  # of the file
+    attributes_sha256: str
+    dataset: Dataset
+
+
+def take_in(incoming: Incoming, files: PixelFiles, store: Store, now: datetime) -> Taken:
+    """Return only when the instance would survive a power cut.
+
+    Raises
+    ------
+    InstanceRejected
+        If it cannot be kept: the sender must keep it. Its `status` is the answer of a C-STORE.
+    """
+    try:
+        examined = examine(incoming)
+        taken = _keep(examined, incoming, files, store, now)
+    except InstanceRejected as error:
+        _note_rejection(incoming, error, store, now)
+        raise
+    telemetry.instances_received.labels(outcome=taken.outcome).inc()
+    return taken
+
+
+def submit_file(path: Path, files: PixelFiles, store: Store, now: datetime) -> Taken:
+    """Return what became of a file that a person imports: as if it had been received.
+
+    Raises
+    ------
+    InstanceRejected
+        If it is no DICOM file or cannot be kept; the message is one line.
+    """
+    transfer_syntax, encoded = split_file(path)
+    incoming = Incoming(encoded=encoded, transfer_syntax=transfer_syntax, calling_ae=SUBMITTED)
+    return take_in(incoming, files, store, now)
+
+
+def recover(files: PixelFiles, store: Store) -> list[Path]:
+    """Return what this removed: traces of instances that were never acknowledged.
+
+    Call it at start: a crash leaves unfinished files, and finished ones whose row was not
+    committed. A database that knows none of the files is the wrong one: then they are left alone.
+    """
+    removed = files.recover()
+    known = {row.sop_uid for row in store.series.all_instances()}
+    orphans = [path for path in files.paths() if path.stem not in known]
+    if orphans and len(orphans) == len(files.paths()):
+        log.warning("files.unknown", folder=str(files.root), count=len(orphans))
+        return removed
+    for path in orphans:
+        with files.exclusive(path.stem):
+            if store.series.find_instance(path.stem) is None:  # nobody took it in meanwhile
+                files.discard(path)
+                removed.append(path)
+    return removed
+
+
+def examine(incoming: Incoming) -> Examined:
+    """Return the instance with its digests.
+
+    Raises
+    ------
+    NotAnInstance
+        If it is no data set, has no usable UIDs, or is not what the command announced.
+    InstanceRejected
+        If it is cut short.
+    """
+    announced = incoming.sop_class or "", incoming.sop_uid or ""
+    dataset = parse(as_file(*announced, incoming.transfer_syntax, incoming.encoded))
+    attributes_sha256 = attributes_digest(dataset)
+    sop_class, sop_uid = uid_of(dataset, "SOPClassUID"), uid_of(dataset, "SOPInstanceUID")
+    for name, told, found in (
+        ("SOP class", incoming.sop_class, sop_class),
+        ("SOP instance", incoming.sop_uid, sop_uid),
+    ):
+        if told is not None and told != found:
+            raise NotAnInstance(f"{name} {told} was announced, the data set is {found}")
+    refuse_short_pixels(dataset)
+    file = as_file(sop_class, sop_uid, incoming.transfer_syntax, incoming.encoded)
+    return Examined(
+        sop_uid=sop_uid,
+        sop_class=sop_class,
+        series_uid=uid_of(dataset, "SeriesInstanceUID"),
+        study_uid=uid_of(dataset, "StudyInstanceUID"),
+        file=file,
+        sha256=hashlib.sha256(file).hexdigest(),
+        attributes_sha256=attributes_sha256,
+        dataset=dataset,
+    )
+
+
+def _keep(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> Taken:
+    """Write file and row, or find that both are there."""
+    with files.exclusive(examined.sop_uid):
+        known = store.series.find_instance(examined.sop_uid)
+        if known is not None:
+            _refuse_other_content(known, examined)
+            outcome = "duplicate"
+        else:
+            path = files.write(examined.series_uid, examined.sop_uid, [examined.file])
+            # When the database does not answer, the row may or may not be there: the file stays,
+            # the sender tries again, and `recover` removes what nobody claims.
+            new = _row(examined, incoming, path)
+            outcome = store.series.record_instance(new, now).outcome
+    return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
+
+
+def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
+    """Return when both are one instance, perhaps in another encoding."""
+    if known.sha256 == examined.sha256:
+        return
+    what = f"SOP instance {examined.sop_uid} is known with other"
+    if known.attributes_sha256 != examined.attributes_sha256:
+        raise ConflictingInstance(f"{what} attributes")
+    try:
+        kept = known.path.read_bytes()
+    except OSError as error:
+        raise ConflictingInstance(f"{what} pixels, or its file is gone") from error
+    if not same_pixels(kept, examined.file):
+        raise ConflictingInstance(f"{what} pixels")
+
+
+def _row(examined: Examined, incoming: Incoming, path: Path) -> NewInstance:
+    header = header_of(examined.dataset)
+    return NewInstance(
+        sop_uid=examined.sop_uid,
+        sop_class=examined.sop_class,
+        series_uid=examined.series_uid,
+        study_uid=examined.study_uid,
+        modality=str(header.get("Modality", ""))[:16],
+        description=str(header.get("SeriesDescription", "")),
+        path=path,
+        bytes=len(examined.file),
+        sha256=examined.sha256,
+        attributes_sha256=examined.attributes_sha256,
+        transfer_syntax=incoming.transfer_syntax,
+        calling_ae=incoming.calling_ae[:16],
+        header=header,
+    )
+
+
+def _note_rejection(
+    incoming: Incoming, error: InstanceRejected, store: Store, now: datetime
+) -> None:
+    """Leave a trace of a refusal: a log line always, an audit row when it is final."""
+    status = f"{error.status:04X}"
+    telemetry.instances_rejected.labels(status=status).inc()
+    fields = {
+        "sop": incoming.sop_uid,
+        "calling_ae": incoming.calling_ae,
+        "status": status,
+        "reason": str(error),
+    }
+    event = "instance.conflict" if isinstance(error, ConflictingInstance) else "instance.rejected"
+    if error.retryable:  # the database may be what failed
+        log.warning(event, **fields)
+    else:
+        store.audit.record(event, now, **fields)

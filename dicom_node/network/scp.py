@@ -1,0 +1,182 @@
+"""The listener: C-ECHO and C-STORE of known peers, "success" for what is durable only."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from pydicom import Dataset
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_node import telemetry
+from dicom_node.errors import InstanceRejected
+from dicom_node.intake import Incoming, take_in
+from dicom_node.network.peers import Admission, Caller, Rejection
+from dicom_node.network.transport import close, listen
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.settings import PeerSettings, Settings
+from dicom_node.store import Store
+
+# In the order of our preference: the first that a peer offers as well is taken.
+TRANSFER_SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    RLELossless,
+    # Taken, because the scanner's only copy is better than none; the reader tells that they lost.
+    JPEG2000,
+    JPEGLSNearLossless,
+    JPEGExtended12Bit,
+    JPEGBaseline8Bit,
+)
+NOT_AUTHORISED = 0x0124
+CANNOT_UNDERSTAND = 0xC000
+SHUTTING_DOWN = Rejection(result=2, source=3, reason=1, why="the node is stopping")
+COMMENT_CHARACTERS = 64  # PS3.7 E.1: ErrorComment is one LO
+
+log = telemetry.get_logger()
+
+
+def utc_now() -> datetime:
+    """Return the present instant."""
+    return datetime.now(UTC)
+
+
+class NodeScp:
+    """The storage SCP; `start` and `stop` are its life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        files: PixelFiles,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.host = settings.node.host
+        self.port = settings.node.port  # 0: any free one, known after `start`
+        self._drain_s = settings.node.drain_s
+        self._store = store
+        self._files = files
+        self._clock = clock
+        self._admission = Admission(settings.node.ae_title, settings.peers)
+        self._ae = _entity(settings)
+        self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
+        self._stopping = False
+        self._server: ThreadedAssociationServer | None = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises
+        ------
+        NodeError
+            If the address is taken; the message names it.
+        """
+        handlers: list[EventHandlerType] = [
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_C_STORE, self._on_store),
+        ]
+        self._stopping = False
+        self._server = listen(self._ae, (self.host, self.port), handlers)
+        self.port = int(self._server.server_address[1])
+        log.info("scp.listening", host=self.host, port=self.port)
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Take no new association, let the running ones end, abort them after `drain_s`."""
+        if self._server is None:
+            return
+        self._stopping = True
+        aborted = close(self._server, self._drain_s if drain_s is None else drain_s)
+        self._server = None
+        log.info("scp.stopped", count=aborted)
+
+    @property
+    def listening(self) -> bool:
+        """Return whether new associations are taken."""
+        return self._server is not None and not self._stopping
+
+    def associations(self) -> int:
+        """Return how many associations are open."""
+        return len(self._server.active_associations) if self._server else 0
+
+    def _on_requested(self, event: Event) -> None:
+        """Admit the caller, or send the A-ASSOCIATE-RJ that fits."""
+        request = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
+        caller = Caller(
+            calling_ae=request.calling_ae_title or "",
+            called_ae=request.called_ae_title or "",
+            address=event.assoc.requestor.address or "",
+        )
+        verdict = SHUTTING_DOWN if self._stopping else self._admission.judge(caller)
+        if not isinstance(verdict, Rejection):
+            self._peers[event.assoc] = verdict
+            return
+        telemetry.associations_rejected.labels(reason=str(verdict.reason)).inc()
+        log.warning("association.rejected", reason=verdict.why, address=caller.address)
+        event.assoc.acse.send_reject(verdict.result, verdict.source, verdict.reason)
+        event.assoc.kill()  # returns when the peer has it and the connection is closed
+
+    def _on_store(self, event: Event) -> int | Dataset:
+        """Return 0x0000 when the instance is durable, else why not."""
+        peer = self._peers[event.assoc]
+        if "source" not in peer.roles:
+            log.warning("instance.unauthorised", peer=peer.name)
+            return _answer(NOT_AUTHORISED, f"{peer.name} is configured as no source")
+        request = cast(C_STORE, event.request)
+        incoming = Incoming(
+            encoded=request.DataSet.getvalue() if request.DataSet else b"",
+            transfer_syntax=str(event.context.transfer_syntax),
+            calling_ae=peer.ae_title,
+            sop_class=str(request.AffectedSOPClassUID),
+            sop_uid=str(request.AffectedSOPInstanceUID),
+        )
+        try:
+            return take_in(incoming, self._files, self._store, self._clock()).status
+        except InstanceRejected as error:
+            return _answer(error.status, str(error))
+
+
+def _entity(settings: Settings) -> AE:
+    ae = AE(ae_title=settings.node.ae_title)
+    ae.maximum_pdu_size = settings.node.max_pdu_bytes
+    ae.maximum_associations = settings.node.max_associations
+    ae.acse_timeout = settings.node.acse_timeout_s
+    ae.network_timeout = settings.node.network_timeout_s
+    ae.add_supported_context(Verification)
+    for sop_class in settings.node.storage_classes:
+        ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+    return ae
+
+
+def _answer(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment[:COMMENT_CHARACTERS].replace("\\", "/")
+    return answer

@@ -1,0 +1,133 @@
+"""Instance files that survive a power cut: checked names, write-fsync-rename, free-space guard."""
+
+import fcntl
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from dicom_node.errors import NotAnInstance, OutOfSpace
+
+UID = re.compile(r"[0-9.]{1,64}")
+LOCK_STRIPES = 256
+
+
+class PixelFiles:
+    """The folder ``<root>/<series>/<sop>.dcm``; safe for many threads and processes."""
+
+    def __init__(self, root: Path, min_free_bytes: int) -> None:
+        self.root = Path(root)
+        self.min_free_bytes = min_free_bytes
+        self._locks = self.root / ".locks"
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self._serial = count()
+        self._durable: set[Path] = set()  # folders whose own names this process made durable
+
+    def path_of(self, series_uid: str, sop_uid: str) -> Path:
+        """Return where the instance lies, or would lie.
+
+        Raises
+        ------
+        NotAnInstance
+            If a UID is not made of 1 to 64 digits and dots: nothing else becomes a path.
+        """
+        return self.root / _checked(series_uid) / f"{_checked(sop_uid)}.dcm"
+
+    def write(self, series_uid: str, sop_uid: str, chunks: Iterable[bytes]) -> Path:
+        """Return the path of the durable file: file, name and folder are on the disk.
+
+        A file of that name is replaced; hold `exclusive` to know that it is nobody's.
+
+        Raises
+        ------
+        NotAnInstance
+            If a UID is no UID.
+        OutOfSpace
+            If less than `min_free_bytes` would be left, or the file system refuses.
+        """
+        path = self.path_of(series_uid, sop_uid)
+        part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}.part")
+        try:
+            self._check_space()
+            self._make_folder(path.parent)
+            _write_durably(part, chunks)
+            os.rename(part, path)
+            _fsync_folder(path.parent)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            raise OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}") from error
+        return path
+
+    def discard(self, path: Path) -> None:
+        """Remove a file that no row speaks of."""
+        path.unlink(missing_ok=True)
+
+    def paths(self) -> list[Path]:
+        """Return every finished instance file."""
+        return sorted(self.root.glob("*/*.dcm"))
+
+    def recover(self) -> list[Path]:
+        """Return the unfinished files of dead processes, which this removes."""
+        return [part for part in sorted(self.root.glob("*/*.part")) if _remove_if_stale(part)]
+
+    @contextmanager
+    def exclusive(self, sop_uid: str) -> Iterator[None]:
+        """Keep every other thread and process from taking in the same SOP instance."""
+        stripe = zlib.crc32(_checked(sop_uid).encode()) % LOCK_STRIPES
+        with open(self._locks / f"{stripe:03d}", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file gives it back
+            yield
+
+    def _check_space(self) -> None:
+        free_bytes = shutil.disk_usage(self.root).free
+        if free_bytes < self.min_free_bytes:
+            raise OutOfSpace(
+                f"{free_bytes} bytes free in {self.root}, files.min_free_bytes is "
+                f"{self.min_free_bytes}"
+            )
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder in self._durable and folder.is_dir():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _fsync_folder(folder.parent)  # else a power cut could take the folder with its files
+        self._durable.add(folder)
+
+
+def _checked(uid: str) -> str:
+    # Dots alone would leave the folder.
+    if not UID.fullmatch(uid) or not uid.strip("."):
+        raise NotAnInstance(f"{uid[:80]!r} is not a UID")
+    return uid
+
+
+def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
+    with open(path, "xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # tells `recover` that the writer lives
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_stale(part: Path) -> bool:
+    try:
+        with open(part, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+    except (BlockingIOError, FileNotFoundError):  # being written, or just finished
+        return False
+    return True

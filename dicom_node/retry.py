@@ -1,0 +1,105 @@
+"""What a fault of a delivery means: sent, worth another try, or final; and when to try again."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+
+class Verdict(StrEnum):
+    """What the sender does about an answer, or about the lack of one."""
+
+    SENT = "sent"
+    SENT_WITH_WARNING = "sent-with-warning"  # the peer keeps the instance, but said something
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+
+
+class Fault(StrEnum):
+    """Why there is no DIMSE status at all."""
+
+    UNREACHABLE = "unreachable"
+    REJECTED_TRANSIENT = "rejected-transient"
+    REJECTED_PERMANENT = "rejected-permanent"
+    ABORTED = "aborted"
+    TIMED_OUT = "timed-out"
+    NO_CONTEXT = "no-context"
+    NO_FILE = "no-file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """One row of FAULTS: the verdict and the words for an administrator."""
+
+    verdict: Verdict
+    text: str
+
+
+def _row(verdict: Verdict, text: str) -> Meaning:
+    return Meaning(verdict=verdict, text=text)
+
+
+_SENT, _WARNED = Verdict.SENT, Verdict.SENT_WITH_WARNING
+_AGAIN, _NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
+
+# A status range (first, last) or a Fault -> its meaning. Source: PS3.4 B.2.3, PS3.7 annex C.
+FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
+    (0x0000, 0x0000): _row(_SENT, "stored"),
+    (0x0107, 0x0107): _row(_WARNED, "stored, an attribute was ignored"),
+    (0x0110, 0x0110): _row(_AGAIN, "processing failure"),
+    # Our UIDs are made from the content: who has the UID has what we sent and lost the answer of.
+    (0x0111, 0x0111): _row(_WARNED, "the peer has this SOP instance already"),
+    (0x0112, 0x0112): _row(_NEVER, "no such SOP instance"),
+    (0x0117, 0x0117): _row(_NEVER, "invalid SOP instance"),
+    (0x0118, 0x0118): _row(_NEVER, "no such SOP class"),
+    (0x0122, 0x0122): _row(_NEVER, "SOP class not supported"),
+    (0x0124, 0x0124): _row(_NEVER, "not authorised"),
+    (0x0210, 0x0210): _row(_AGAIN, "duplicate invocation"),
+    (0x0211, 0x0211): _row(_NEVER, "unrecognised operation"),
+    (0x0212, 0x0212): _row(_NEVER, "mistyped argument"),
+    (0x0213, 0x0213): _row(_AGAIN, "resource limitation"),
+    (0xA700, 0xA7FF): _row(_AGAIN, "out of resources"),
+    (0xA900, 0xA9FF): _row(_NEVER, "data set does not match SOP class"),
+    (0xB000, 0xBFFF): _row(_WARNED, "stored with a warning"),  # B000, B006 and B007 among them
+    (0xC000, 0xCFFF): _row(_NEVER, "cannot understand"),
+    Fault.UNREACHABLE: _row(_AGAIN, "no connection"),
+    Fault.REJECTED_TRANSIENT: _row(_AGAIN, "association rejected for now"),
+    Fault.REJECTED_PERMANENT: _row(_NEVER, "association rejected"),
+    Fault.ABORTED: _row(_AGAIN, "association aborted"),
+    Fault.TIMED_OUT: _row(_AGAIN, "no answer in time"),
+    Fault.NO_CONTEXT: _row(_NEVER, "SOP class or transfer syntax not accepted"),
+    Fault.NO_FILE: _row(_NEVER, "the file to send is missing or unreadable"),
+}
+# Whatever a vendor made up: the number of attempts is bounded, so trying again cannot harm.
+UNKNOWN = _row(_AGAIN, "a status that DICOM does not define")
+
+
+def classify(fault: int | Fault) -> Meaning:
+    """Return what a C-STORE status, or the lack of one, means."""
+    if isinstance(fault, Fault):
+        return FAULTS[fault]
+    for key, meaning in FAULTS.items():
+        if isinstance(key, tuple) and key[0] <= fault <= key[1]:
+            return meaning
+    return UNKNOWN
+
+
+def describe(fault: int | Fault) -> str:
+    """Return the fault in words: ``status 0xA700 (out of resources)``."""
+    text = classify(fault).text
+    return text if isinstance(fault, Fault) else f"status 0x{fault:04X} ({text})"
+
+
+def backoff_s(attempt: int, rng: Random, *, base_s: float = 5.0, cap_s: float = 3600.0) -> float:
+    """Return how long to wait before try ``attempt + 1``: exponential, with full jitter.
+
+    Parameters
+    ----------
+    attempt
+        Number of tries so far, from 1.
+    rng
+        Source of the jitter, which keeps many deliveries from knocking at once.
+    """
+    if attempt < 1:
+        raise ValueError(f"attempt counts from 1, not {attempt}")
+    ceiling_s = min(cap_s, base_s * 2.0 ** min(attempt - 1, 32))
+    return rng.uniform(0.0, ceiling_s)

@@ -1,0 +1,318 @@
+"""One instance arrives: once, twice, changed, damaged, at the same time, or during a failure."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+
+from dicom_node.errors import (
+    ConflictingInstance,
+    InstanceRejected,
+    NotAnInstance,
+    OutOfSpace,
+    StoreUnavailable,
+)
+from dicom_node.intake import recover, submit_file, take_in
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.store import open_store
+from tests.rigs import NOW, PATIENT, encoded, incoming, make_instance, write_instance
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'node.db'}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def files(tmp_path):
+    return PixelFiles(tmp_path / "in", min_free_bytes=0)
+
+
+@pytest.fixture
+def take(tmp_path, files, store):
+    """Take in a DICOM file as if a C-STORE had brought it."""
+
+    def take(file, **values):
+        return take_in(incoming(file, tmp_path, **values), files, store, NOW)
+
+    return take
+
+
+def events(store):
+    return [row.event for row in store.audit.listing()]
+
+
+def test_new_instance_is_file_and_row(take, files, store):
+    dataset = make_instance()
+
+    taken = take(encoded(dataset))
+
+    row = store.series.find_instance(dataset.SOPInstanceUID)
+    assert (taken.status, taken.outcome) == (0x0000, "new")
+    assert files.paths() == [row.path]
+    assert row.path.name == f"{dataset.SOPInstanceUID}.dcm"
+    assert row.path.parent.name == dataset.SeriesInstanceUID
+    assert row.calling_ae == "MR1" and row.header["MagneticFieldStrength"] == 1.5
+    assert store.ledger().acknowledged == 1
+
+
+def test_data_set_is_kept_byte_by_byte(take, files, tmp_path):
+    file = encoded(make_instance(), JPEG2000Lossless)
+
+    take(file)
+
+    assert files.paths()[0].read_bytes().endswith(incoming(file, tmp_path).encoded)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+def test_second_copy_in_any_encoding_succeeds_and_changes_nothing(take, files, store, syntax):
+    take(encoded(make_instance()))
+    before = files.paths()[0].read_bytes()
+
+    assert take(encoded(make_instance())).outcome == "duplicate"
+    again = take(encoded(make_instance(), syntax))
+
+    assert (again.status, again.outcome) == (0x0000, "duplicate")
+    assert [path.read_bytes() for path in files.paths()] == [before]
+    assert store.ledger().acknowledged == 1
+
+
+def changed_pixels():
+    dataset = make_instance()
+    dataset.PixelData = b"\x07" + dataset.PixelData[1:]
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (changed_pixels(), "other pixels"),
+        (make_instance(EchoTime="9"), "other attributes"),
+        (make_instance(SeriesInstanceUID="1.2.826.0.99"), "other attributes"),
+    ],
+)
+def test_other_content_under_a_known_uid_is_a_conflict(take, files, store, other, reason):
+    take(encoded(make_instance()))
+    before = files.paths()[0].read_bytes()
+
+    with pytest.raises(ConflictingInstance, match=reason) as refused:
+        take(encoded(other))
+
+    assert refused.value.status == 0x0111
+    assert "instance.conflict" in events(store)
+    assert [path.read_bytes() for path in files.paths()] == [before]
+
+
+def test_copy_in_another_encoding_needs_the_kept_file_to_compare(take, files):
+    take(encoded(make_instance()))
+    files.paths()[0].unlink()
+
+    assert take(encoded(make_instance())).outcome == "duplicate"
+    with pytest.raises(ConflictingInstance, match="its file is gone"):
+        take(encoded(make_instance(), RLELossless))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"sop_uid": "1.2.3"}, "SOP instance 1.2.3 was announced"),
+        ({"sop_class": "1.2.840.10008.5.1.4.1.1.2"}, "SOP class 1.2.840.10008.5.1.4.1.1.2 was"),
+        ({"encoded": b"GET / HTTP/1.1\r\n\r\n" * 9}, "."),
+    ],
+)
+def test_what_was_not_announced_is_refused_and_audited(take, files, store, values, reason):
+    with pytest.raises(InstanceRejected, match=reason) as refused:
+        take(encoded(make_instance()), **values)
+
+    assert refused.value.status in (0xA900, 0xC000)
+    assert files.paths() == [] and events(store) == ["instance.rejected"]
+
+
+@pytest.mark.parametrize("keyword", ["SeriesInstanceUID", "StudyInstanceUID"])
+def test_missing_uid_is_named(take, keyword):
+    dataset = make_instance()
+    delattr(dataset, keyword)
+
+    with pytest.raises(NotAnInstance, match=f"no {keyword}") as refused:
+        take(encoded(dataset))
+    assert refused.value.status == 0xA900
+
+
+def test_uid_that_is_a_path_is_refused(take, files, tmp_path):
+    with pytest.warns(UserWarning, match="Invalid value for VR UI"):
+        dataset = make_instance(SeriesInstanceUID="../../escape")
+        with pytest.raises(NotAnInstance, match="not a UID"):
+            take(encoded(dataset))
+    assert not list(tmp_path.rglob("*escape*"))
+
+
+def test_short_pixels_are_refused_with_the_figures(take, files, store):
+    with pytest.raises(InstanceRejected, match="3071 of 3072 bytes") as refused:
+        take(encoded(make_instance())[:-1])
+
+    assert refused.value.status == 0xC000
+    assert files.paths() == [] and events(store) == ["instance.rejected"]
+
+
+def test_full_disk_asks_the_sender_to_try_again(tmp_path, store):
+    files = PixelFiles(tmp_path / "in", min_free_bytes=2**62)
+
+    with pytest.raises(OutOfSpace) as refused:
+        take_in(incoming(encoded(make_instance()), tmp_path), files, store, NOW)
+
+    assert refused.value.status == 0xA700 and refused.value.retryable
+    assert store.series.find_instance("1.2.826.0.1.1") is None
+
+
+def lock_database(tmp_path):
+    """Return a connection that keeps every writer out until it is closed."""
+    import sqlite3
+
+    connection = sqlite3.connect(tmp_path / "node.db", isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
+
+
+def test_database_that_does_not_commit_is_no_success(take, files, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicom_node.store.database.BUSY_TIMEOUT_S", 0.2)
+    impatient = open_store(f"sqlite:///{tmp_path / 'node.db'}")
+    arriving = incoming(encoded(make_instance()), tmp_path)
+    blocker = lock_database(tmp_path)
+
+    with pytest.raises(StoreUnavailable) as refused:
+        take_in(arriving, files, impatient, NOW)
+    blocker.close()
+    impatient.close()
+
+    assert refused.value.status == 0xA700
+    assert store.series.find_instance(arriving.sop_uid) is None
+    assert take(encoded(make_instance())).outcome == "new"  # the sender tries again
+    assert len(files.paths()) == 1
+
+
+def test_crash_between_file_and_row_leaves_nothing_behind(take, files, store):
+    take(encoded(make_instance(1)))
+    orphan = files.write("1.2.826.0.3", "1.2.826.0.1.2", [encoded(make_instance(2))])
+    part = orphan.with_name("1.2.826.0.1.3.dcm.1-1.part")
+    part.write_bytes(b"half")
+
+    assert set(recover(files, store)) == {orphan, part}
+    assert len(files.paths()) == 1
+
+
+def test_recovery_with_the_wrong_database_deletes_nothing(take, files, tmp_path):
+    take(encoded(make_instance(1)))
+    other = open_store(f"sqlite:///{tmp_path / 'other.db'}")
+
+    assert recover(files, other) == []
+    assert len(files.paths()) == 1
+    other.close()
+
+
+def test_orphan_is_replaced_when_the_sender_tries_again(take, files):
+    files.write("1.2.826.0.3", "1.2.826.0.1.1", [b"of a crash"])
+
+    assert take(encoded(make_instance())).outcome == "new"
+    assert files.paths()[0].read_bytes()[128:132] == b"DICM"
+
+
+def test_one_instance_over_many_associations_at_once_is_one_instance(tmp_path, files, store):
+    arriving = [
+        incoming(encoded(make_instance(), syntax), tmp_path)
+        for syntax in (ImplicitVRLittleEndian, RLELossless) * 4
+    ]
+    together = Barrier(len(arriving))
+
+    def take_one(each):
+        together.wait()
+        return take_in(each, files, store, NOW).outcome
+
+    with ThreadPoolExecutor(len(arriving)) as pool:
+        outcomes = sorted(pool.map(take_one, arriving))
+
+    assert outcomes == ["duplicate"] * 7 + ["new"]
+    assert len(files.paths()) == 1 and store.ledger().acknowledged == 1
+
+
+def test_one_uid_with_two_contents_at_once_is_kept_once_and_whole(tmp_path, files, store):
+    arriving = [
+        incoming(encoded(make_instance(EchoTime=str(number))), tmp_path) for number in range(6)
+    ]
+    together = Barrier(len(arriving))
+
+    def take_one(each):
+        together.wait()
+        try:
+            return take_in(each, files, store, NOW).outcome
+        except ConflictingInstance:
+            return "conflict"
+
+    with ThreadPoolExecutor(len(arriving)) as pool:
+        outcomes = sorted(pool.map(take_one, arriving))
+
+    row = store.series.find_instance(arriving[0].sop_uid)
+    winner = [each for each in arriving if row.path.read_bytes().endswith(each.encoded)]
+    assert outcomes == ["conflict"] * 5 + ["new"]
+    assert len(winner) == 1 and row.bytes == row.path.stat().st_size
+
+
+def test_two_processes_take_in_one_instance_once(tmp_path, files, store):
+    path = write_instance(tmp_path, make_instance())
+    code = (
+        "import sys; from datetime import datetime, UTC; from pathlib import Path\n"
+        "from dicom_node.intake import submit_file; from dicom_node.store import open_store\n"
+        "from dicom_node.pixel_files import PixelFiles\n"
+        "files, store = PixelFiles(Path(sys.argv[2]), 0), open_store(sys.argv[3])\n"
+        "print(submit_file(Path(sys.argv[1]), files, store, datetime.now(UTC)).outcome)\n"
+    )
+    arguments = [str(path), str(files.root), f"sqlite:///{tmp_path / 'node.db'}"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+
+    outcomes = sorted(process.communicate(timeout=60)[0].split()[-1] for process in processes)
+
+    assert outcomes == ["duplicate", "new"]
+    assert store.ledger().acknowledged == 1
+
+
+def test_submitted_file_is_as_good_as_received(take, files, store, tmp_path):
+    path = write_instance(tmp_path, make_instance())
+
+    assert submit_file(path, files, store, NOW).outcome == "new"
+    assert take(path.read_bytes()).outcome == "duplicate"
+
+
+@pytest.mark.parametrize("name", ["0001.dcm", "0002.dcm", "0003.dcm", "0004.dcm", "0005.dcm"])
+def test_submitted_junk_is_refused_in_one_line(shared_series, files, store, name):
+    with pytest.raises(InstanceRejected) as refused:
+        submit_file(shared_series("p39") / name, files, store, NOW)
+    assert "\n" not in str(refused.value) and files.paths() == []
+
+
+@pytest.mark.parametrize("name", ["p02", "p06", "p21", "p28", "p31", "p33"])
+def test_real_instances_are_taken(shared_series, files, store, name):
+    path = sorted(shared_series(name).iterdir())[0]
+
+    assert submit_file(path, files, store, NOW).outcome == "new"
+    assert submit_file(path, files, store, NOW).outcome == "duplicate"
+
+
+def test_no_patient_attribute_reaches_the_store(take, store, capsys):
+    take(encoded(make_instance()))
+    with pytest.raises(ConflictingInstance):
+        take(encoded(make_instance(PatientID="OTHER")))
+
+    rows = [row.header for row in store.series.all_instances()]
+    audit = [row.fields for row in store.audit.listing()]
+    everything = json.dumps([rows, audit, store.series.listing()]) + "".join(capsys.readouterr())
+    assert PATIENT not in everything and "RIG-4711" not in everything

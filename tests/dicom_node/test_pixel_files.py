@@ -1,0 +1,116 @@
+"""Durable instance files: names, space, leftovers, exclusion."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dicom_node.errors import NotAnInstance, OutOfSpace
+from dicom_node.pixel_files import PixelFiles
+
+
+@pytest.fixture
+def files(tmp_path):
+    return PixelFiles(tmp_path / "in", min_free_bytes=0)
+
+
+def test_written_file_has_name_and_content(files):
+    path = files.write("1.2", "1.2.3", [b"abc", b"def"])
+
+    assert path == files.root / "1.2" / "1.2.3.dcm"
+    assert path.read_bytes() == b"abcdef"
+    assert files.paths() == [path]
+    assert not list(files.root.glob("*/*.part"))
+
+
+@pytest.mark.parametrize(
+    "uid", ["", ".", "..", "../1", "1/2", "1\n", "1.2\x00", "a.b", "1 2", "1" * 65, "١.٢"]
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_no_uid_never_becomes_a_path(files, uid, place):
+    uids = ["1.2", "1.2.3"]
+    uids[place] = uid
+
+    with pytest.raises(NotAnInstance, match="is not a UID"):
+        files.write(*uids, [b"x"])
+    assert files.paths() == []
+
+
+def test_too_little_space_refuses_before_anything_is_written(tmp_path):
+    files = PixelFiles(tmp_path / "in", min_free_bytes=2**62)
+
+    with pytest.raises(OutOfSpace, match="files.min_free_bytes") as refused:
+        files.write("1.2", "1.2.3", [b"x"])
+    assert refused.value.status == 0xA700 and refused.value.retryable
+    assert not (files.root / "1.2").exists()
+
+
+def test_failing_disk_leaves_no_trace(files):
+    def chunks() -> Iterator[bytes]:
+        yield b"x"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutOfSpace, match="No space left on device"):
+        files.write("1.2", "1.2.3", chunks())
+    assert list((files.root / "1.2").iterdir()) == []
+
+
+def test_recover_removes_the_unfinished_file_of_a_dead_process(files):
+    kept = files.write("1.2", "1.2.3", [b"x"])
+    stale = kept.with_name("1.2.4.dcm.999-0.part")
+    stale.write_bytes(b"half")
+
+    assert files.recover() == [stale]
+    assert files.paths() == [kept] and not stale.exists()
+
+
+def test_recover_leaves_a_file_alone_that_is_being_written(files):
+    removed = []
+
+    def chunks() -> Iterator[bytes]:
+        yield b"one"
+        removed.extend(files.recover())
+        yield b"two"
+
+    path = files.write("1.2", "1.2.3", chunks())
+
+    assert removed == [] and path.read_bytes() == b"onetwo"
+
+
+def test_folder_that_was_deleted_is_made_again(files):
+    path = files.write("1.2", "1.2.3", [b"x"])
+    files.discard(path)
+    path.parent.rmdir()
+
+    assert files.write("1.2", "1.2.3", [b"y"]).read_bytes() == b"y"
+
+
+def test_exclusive_keeps_other_threads_out(files):
+    order = []
+
+    def second() -> None:
+        with files.exclusive("1.2.3"):
+            order.append("second")
+
+    with files.exclusive("1.2.3"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+
+    assert order == ["first", "second"]
+
+
+def test_exclusive_keeps_other_processes_out(files):
+    code = (
+        "import sys; from dicom_node.pixel_files import PixelFiles\n"
+        "with PixelFiles(sys.argv[1], 0).exclusive('1.2.3'): print('in')"
+    )
+    with files.exclusive("1.2.3"):
+        other = subprocess.Popen([sys.executable, "-c", code, str(files.root)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+    assert other.wait(20) == 0

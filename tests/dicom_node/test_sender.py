@@ -1,0 +1,332 @@
+"""Deliveries to real associations on loopback: statuses, retries, the switch, a crash."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from dicom_node.network.archive import LoopbackArchive
+from dicom_node.sender import Sender
+from dicom_node.settings import Settings
+from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
+from tests.rigs import MR, NOW, pacs, rig_settings, write_series
+
+LATER = NOW + timedelta(hours=2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'node.db'}")
+    yield store
+    store.close()
+
+
+def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number: int = 1) -> int:
+    """Return a job whose derived series waits to be delivered."""
+    items = write_series(folder, count)
+    new = NewInstance(
+        sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}", study_uid="1",
+        modality="MR", description="t1", path=folder / "x", bytes=1, sha256="0" * 64,
+        attributes_sha256="0" * 64, transfer_syntax="1.2.840.10008.1.2.1", calling_ae="MR1",
+        header={},
+    )  # fmt: skip
+    job_id = store.series.record_instance(new, NOW).job_id
+    store.jobs.transition(job_id, "enqueue", NOW, destinations=list(destinations))
+    store.jobs.claim("w", NOW, timedelta(seconds=60))
+    instances = tuple(
+        DerivedInstance(
+            sop_uid=item.sop_uid, sop_class=MR, path=item.path, sha256="d" * 64, bytes=10
+        )
+        for item in items
+    )
+    derived = DerivedSeries(
+        series_uid=f"2.25.{number}", instances=instances, recipe_digest="a" * 64,
+        weights_sha256="b" * 64, figures={},
+    )  # fmt: skip
+    store.jobs.publish(job_id, "w", derived, destinations, NOW)
+    return job_id
+
+
+def settings_for(tmp_path, *peers, **sending) -> Settings:
+    """Return settings with these destinations: (name, AE title, port)."""
+    described = [
+        {"name": name, "ae_title": ae, "host": "127.0.0.1", "port": port, "roles": ["destination"]}
+        for name, ae, port in peers
+    ]
+    limits = {"timeout_s": 2.0, "backoff_first_s": 5.0} | sending
+    return rig_settings(
+        tmp_path, peers=described, sending=limits, node={"acse_timeout_s": 2.0}
+    )
+
+
+def sender_for(store, tmp_path, *peers, now=NOW, **sending) -> Sender:
+    settings = settings_for(tmp_path, *peers, **sending)
+    return Sender(store, settings, clock=lambda: now, rng=Random(1))
+
+
+def delivery(store, job_id, destination="pacs"):
+    [row] = [row for row in store.deliveries.of_job(job_id) if row["destination"] == destination]
+    return row
+
+
+def test_due_delivery_is_sent_and_its_job_delivered(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender = sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port))
+        assert sender.run_once(NOW) == 1
+        assert sender.run_once(LATER) == 0
+
+    assert len(archive.received) == len(set(archive.received)) == 4
+    assert delivery(store, job_id)["state"] == "SENT"
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0x0111])
+def test_warning_counts_as_sent(store, tmp_path, status):
+    job_id = publish(store, tmp_path / "a")
+    with pacs(lambda event: status) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_lasting_refusal_ends_the_delivery_with_a_reason(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    bad = store.deliveries.due(NOW)[0].instances[1].sop_uid
+
+    def answer(event):
+        return 0xA900 if event.request.AffectedSOPInstanceUID == bad else 0x0000
+
+    with pacs(answer) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    row = delivery(store, job_id)
+    assert row["state"] == "DEAD" and store.jobs.get(job_id).state == "DEAD"
+    for part in ("pacs", "PACS", "0xA900", bad):
+        assert part in row["reason"]
+    [listed] = store.series.listing()
+    assert listed["deliveries"][0]["sent"] == 3
+
+
+def test_passing_fault_is_tried_again_with_what_is_missing_only(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    attempts = Counter()
+
+    def full_at_first(event):
+        uid = event.request.AffectedSOPInstanceUID
+        attempts[uid] += 1
+        return 0xA700 if uid == bad and attempts[uid] == 1 else 0x0000
+
+    bad = store.deliveries.due(NOW)[0].instances[2].sop_uid
+    with pacs(full_at_first) as peer:
+        sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
+        sender.run_once(NOW)
+        between = delivery(store, job_id)
+        assert sender.run_once(NOW - timedelta(seconds=1)) == 0
+        assert sender.run_once(LATER) == 1
+
+    assert between["state"] == "PENDING" and "0xA700" in between["reason"]
+    assert NOW <= between["next_try_at"] <= NOW + timedelta(seconds=5)
+    assert sorted(attempts.values()) == [1, 1, 1, 2]
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_nobody_there_is_tried_again_and_given_up_at_last(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = ("pacs", "PACS", probe.getsockname()[1])
+        sender = sender_for(store, tmp_path, address, max_attempts=2)
+        sender.run_once(NOW)
+        assert delivery(store, job_id)["state"] == "PENDING"
+        sender.run_once(LATER)
+
+    row = delivery(store, job_id)
+    assert row["state"] == "DEAD" and row["attempts"] == 2
+    assert "no connection" in row["reason"] and "Given up after 2 attempts" in row["reason"]
+
+
+def test_lost_file_is_named(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    gone = store.deliveries.due(NOW)[0].instances[0]
+    gone.path.unlink()
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
+
+    assert gone.sop_uid in delivery(store, job_id)["reason"]
+    assert len(archive.received) == 3
+
+
+def test_destination_that_left_the_configuration_is_named(store, tmp_path):
+    job_id = publish(store, tmp_path / "a", destinations=("old-pacs",))
+
+    sender_for(store, tmp_path, ("pacs", "PACS", 104)).run_once(NOW)
+
+    assert "old-pacs" in delivery(store, job_id, "old-pacs")["reason"]
+    assert store.jobs.get(job_id).state == "DEAD"
+
+
+def test_silent_destination_does_not_hold_up_the_others(store, tmp_path):
+    job_id = publish(store, tmp_path / "a", destinations=("silent", "pacs"))
+    with (
+        LoopbackArchive(tmp_path / "archive") as archive,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        peers = ("pacs", "ARCHIVE", archive.port), ("silent", "SILENT", silent.getsockname()[1])
+        sender_for(store, tmp_path, *peers).run_once(NOW)
+
+    assert delivery(store, job_id, "pacs")["state"] == "SENT"
+    assert delivery(store, job_id, "silent")["state"] == "PENDING"
+
+
+def test_nothing_is_sent_in_shadow_mode_or_with_the_switch_off(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        peer = ("pacs", "ARCHIVE", archive.port)
+        assert sender_for(store, tmp_path, peer, shadow=True).run_once(NOW) == 0
+        assert sender_for(store, tmp_path, peer, enabled=False).run_once(NOW) == 0
+        store.switches.set("sending", False, NOW)
+        assert sender_for(store, tmp_path, peer).run_once(NOW) == 0
+        assert archive.received == []
+        store.switches.set("sending", True, NOW)
+        assert sender_for(store, tmp_path, peer).run_once(NOW) == 1
+
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_switch_stops_a_delivery_after_the_instance_under_way(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+
+    def switch_off(event):
+        store.switches.set("sending", False, NOW)
+        return 0x0000
+
+    with pacs(switch_off) as peer:
+        sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
+        sender.run_once(NOW)
+        row = delivery(store, job_id)
+        assert row["state"] == "PENDING" and row["attempts"] == 0
+        assert len(store.deliveries.due(NOW)[0].instances) == 3
+
+
+def test_superseded_result_is_not_sent_on(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+
+    def supersede(event):
+        store.jobs.transition(job_id, "supersede", NOW)
+        return 0x0000
+
+    with pacs(supersede) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert store.jobs.get(job_id).state == "SUPERSEDED"
+    assert store.series.listing()[0]["deliveries"][0]["sent"] == 1
+
+
+def test_background_loop_sends_and_stops(store, tmp_path):
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port), interval_s=0.05)
+        sender = Sender(store, settings)
+        sender.start()
+        job_id = publish(store, tmp_path / "a")
+        deadline = time.monotonic() + 30
+        while store.jobs.get(job_id).state != "DELIVERED" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        sender.stop()
+
+    assert store.jobs.get(job_id).state == "DELIVERED"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sender")]
+
+
+def test_stop_finishes_the_instance_under_way(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    under_way = threading.Event()
+
+    def slowly(event):
+        under_way.set()
+        time.sleep(0.5)
+        return 0x0000
+
+    with pacs(slowly) as peer:
+        settings = settings_for(tmp_path, ("pacs", "PACS", peer.port), interval_s=0.05)
+        sender = Sender(store, settings)
+        sender.start()
+        under_way.wait(20)
+        sender.stop()
+        [task] = store.deliveries.due(LATER)
+
+    assert len(task.instances) == 3
+    assert store.jobs.get(job_id).state == "DERIVED"
+
+
+CRASHING = """
+import sys
+from pathlib import Path
+from dicom_node.sender import Sender
+from dicom_node.settings import Settings
+from dicom_node.store import open_store
+settings = Settings.model_validate_json(sys.stdin.read())
+sender = Sender(open_store(sys.argv[1]), settings)
+sender.run_once(sender._clock())
+"""
+
+
+def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, tmp_path):
+    publish(store, tmp_path / "a", count=6)
+
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
+        child = subprocess.Popen(
+            [sys.executable, "-c", CRASHING, f"sqlite:///{tmp_path / 'node.db'}"],
+            stdin=subprocess.PIPE,
+        )
+        child.stdin.write(settings.model_dump_json().encode())
+        child.stdin.close()
+        while len(archive.received) < 3 and child.poll() is None:
+            time.sleep(0.001)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        before = Counter(archive.received)
+        left = {each.sop_uid for each in store.deliveries.due(LATER)[0].instances}
+        Sender(store, settings, clock=lambda: LATER).run_once(LATER)
+        after = Counter(archive.received)
+
+    assert set(after) >= set(before) and len(after) == 6
+    assert set(after - before) == left
+    assert max(after.values()) <= 2 and sum(after.values()) <= 7
+
+
+def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, tmp_path):
+    job_id = publish(store, tmp_path / "a", count=2)
+    seen = []
+
+    def dawdle_once(event):
+        seen.append(event.request.AffectedSOPInstanceUID)
+        if len(seen) == 1:
+            time.sleep(3.5)
+        return 0x0000
+
+    with pacs(dawdle_once) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert seen[0] == seen[1]
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    with pacs(syntaxes=["1.2.840.10008.1.2.5"]) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert "not accepted" in delivery(store, job_id)["reason"]
+    assert store.jobs.get(job_id).state == "DEAD"
+
