@@ -1,0 +1,257 @@
+"""What all instances of one derived series have in common (design page of the derived series)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from io import BytesIO
+
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomFileLike
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
+from pydicom.uid import MRImageStorage
+
+from sr_engine.dicom import attributes
+from sr_engine.dicom import provenance as provenance_module
+from sr_engine.dicom.headers import number, text
+from sr_engine.dicom.pixels import LOSSY_KEYWORDS
+from sr_engine.dicom.provenance import Provenance
+from sr_engine.dicom.reader import SourceSeries
+from sr_engine.errors import WriteError
+from sr_engine.recipe import Recipe
+
+MANUFACTURER = "DICOM-NODE"
+MODEL_NAME = "AI-SR"
+IMAGE_TYPE = ["DERIVED", "SECONDARY", "OTHER", "AI_SR"]
+LO_LENGTH, SH_LENGTH, ST_LENGTH = 64, 16, 1024
+LARGEST_IS = 2**31 - 1
+FREE_SERIES_NUMBER = 9000
+
+# Codes of PS3.16: CID 7203, 7202, 7210, 7005.
+RESAMPLING = ("113085", "Spatial resampling")
+SOURCE_IMAGE = ("121322", "Source image for image processing operation")
+SOURCE_SERIES = ("121323", "Source series for image processing operation")
+ACQUISITION_EQUIPMENT = ("109101", "Acquisition Equipment")
+PROCESSING_EQUIPMENT = ("109102", "Processing Equipment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobIdentity:
+    """What one processing job adds to the identity of a derived series."""
+
+    job_id: int | str
+    created: datetime  # aware; every date we write is this one, so a resend has the same bytes
+    generation: int = 1
+    series_number: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.created.tzinfo is None:
+            raise WriteError(f"job {self.job_id}: created {self.created} has no time zone")
+
+
+def code(value: tuple[str, str]) -> list[Dataset]:
+    """Return a code sequence of one DCM code."""
+    item = Dataset()
+    item.CodeValue, item.CodeMeaning = value
+    item.CodingSchemeDesignator = "DCM"
+    return [item]
+
+
+def local_time(source: SourceSeries, created: datetime) -> datetime:
+    """Return `created` in the source's local time, or in this machine's when it does not say."""
+    offset = text(source.headers[0], "TimezoneOffsetFromUTC")
+    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+        minutes = int(offset[1:3]) * 60 + int(offset[3:])
+        delta = timedelta(minutes=-minutes if offset[0] == "-" else minutes)
+        return created.astimezone(timezone(delta))
+    return created.astimezone()
+
+
+def series_template(
+    source: SourceSeries, *, recipe: Recipe, provenance: Provenance, job: JobIdentity
+) -> Dataset:
+    """Return the attributes common to all instances; geometry, window and pixels are missing."""
+    first = source.headers[0]
+    dataset = Dataset()
+    declared = first.get("SpecificCharacterSet")
+    # What pydicom compares to decide whether text may be written as the bytes it was read as.
+    encoding = convert_encodings(declared) if declared else default_encoding
+    dataset.set_original_encoding(False, True, encoding)
+    attributes.copy_elements(first, dataset, attributes.copied_tags(first))
+    dataset.update(attributes.earliest_acquisition(source.headers))
+    attributes.add_missing_type_2(dataset)
+    _add_dates(dataset, local_time(source, job.created))
+    _add_series(dataset, source, recipe, provenance, job)
+    _add_equipment(dataset, first, recipe, provenance, local_time(source, job.created))
+    _add_derivation(dataset, source, provenance)
+    _add_qualities(dataset, source, recipe)
+    provenance_module.to_private_block(dataset, provenance)
+    return dataset
+
+
+def _add_dates(dataset: Dataset, local: datetime) -> None:
+    for name in ("InstanceCreation", "Series", "Content"):
+        setattr(dataset, f"{name}Date", local.strftime("%Y%m%d"))
+        setattr(dataset, f"{name}Time", local.strftime("%H%M%S"))
+
+
+def _add_series(
+    dataset: Dataset,
+    source: SourceSeries,
+    recipe: Recipe,
+    provenance: Provenance,
+    job: JobIdentity,
+) -> None:
+    dataset.SOPClassUID = MRImageStorage
+    dataset.Modality = "MR"
+    dataset.ImageType = IMAGE_TYPE
+    dataset.SeriesInstanceUID = provenance.derived_series_uid
+    dataset.SeriesNumber = series_number(source, job)
+    suffix = recipe.description_suffix[:LO_LENGTH]
+    described = text(source.headers[0], "SeriesDescription")
+    dataset.SeriesDescription = (described[: LO_LENGTH - len(suffix)] + suffix).strip()
+    dataset.ImageComments = f"AI super-resolution, not for diagnosis. Job {job.job_id}"
+
+
+def series_number(source: SourceSeries, job: JobIdentity) -> int:
+    """Return source x 100 + generation, or 9000 + generation where IS cannot hold that."""
+    if job.series_number is not None:
+        return job.series_number
+    stated = int(number(source.headers[0], "SeriesNumber") or 0)
+    proposed = stated * 100 + job.generation
+    fits = 0 < stated and proposed <= LARGEST_IS
+    return proposed if fits else FREE_SERIES_NUMBER + job.generation
+
+
+def _add_equipment(
+    dataset: Dataset, first: Dataset, recipe: Recipe, provenance: Provenance, local: datetime
+) -> None:
+    """Name ourselves as the equipment and the scanner as the one that acquired."""
+    ours = _own_equipment(provenance)
+    scanner = Dataset()
+    for keyword in attributes.EQUIPMENT:
+        if text(first, keyword):
+            scanner[keyword] = first[keyword]
+    if "Manufacturer" not in scanner:
+        scanner.Manufacturer = "UNKNOWN"  # type 1 in this sequence
+    scanner.PurposeOfReferenceCodeSequence = code(ACQUISITION_EQUIPMENT)
+    processing = Dataset()
+    processing.update(ours)
+    processing.PurposeOfReferenceCodeSequence = code(PROCESSING_EQUIPMENT)
+    processing.ContributionDateTime = local.strftime("%Y%m%d%H%M%S%z")
+    processing.ContributionDescription = "AI super-resolution"
+    earlier = list(first.get("ContributingEquipmentSequence") or [])
+    dataset.ContributingEquipmentSequence = [*earlier, scanner, processing]
+    dataset.update(ours)
+    if recipe.keep_scanner_manufacturer:
+        for keyword in ("Manufacturer", "ManufacturerModelName"):
+            if text(first, keyword):
+                dataset[keyword] = first[keyword]
+
+
+def _own_equipment(provenance: Provenance) -> Dataset:
+    """Return the General Equipment attributes of this software."""
+    ours = Dataset()
+    ours.Manufacturer = MANUFACTURER
+    ours.ManufacturerModelName = MODEL_NAME
+    ours.DeviceSerialNumber = provenance.bundle_sha256[:16] or "NONE"
+    versions = (
+        f"{provenance.software_name} {provenance.software_version}",
+        provenance.bundle_name,
+        f"sha256 {provenance.bundle_sha256[:16]}",
+    )
+    # A backslash would split one value into two.
+    ours.SoftwareVersions = [version.replace("\\", "/")[:LO_LENGTH] for version in versions]
+    return ours
+
+
+def _add_derivation(dataset: Dataset, source: SourceSeries, provenance: Provenance) -> None:
+    """Refer to every source instance: all of them enter every slice."""
+    images = [_source_image(source.sop_class_uid, uid) for uid in source.sop_uids]
+    instances = [_instance(source.sop_class_uid, uid) for uid in source.sop_uids]
+    referenced = Dataset()
+    referenced.SeriesInstanceUID = source.series_uid
+    referenced.ReferencedInstanceSequence = instances
+    related = Dataset()
+    related.StudyInstanceUID = source.study_uid
+    related.SeriesInstanceUID = source.series_uid
+    related.PurposeOfReferenceCodeSequence = code(SOURCE_SERIES)
+    dataset.DerivationCodeSequence = code(RESAMPLING)
+    dataset.RelatedSeriesSequence = [related]
+    for keyword, items in (
+        ("SourceImageSequence", images),
+        ("ReferencedSeriesSequence", [referenced]),
+    ):
+        dataset[keyword] = encoded_sequence(keyword, items)
+
+
+def derivation_description(
+    source: SourceSeries, shape: Sequence[int], spacing_mm: Sequence[float], made: Provenance
+) -> str:
+    """Return what was done in one paragraph, at most 1024 characters."""
+
+    def grid(size: Sequence[int], voxel_mm: Sequence[float]) -> str:
+        voxels = " x ".join(str(count) for count in size)
+        return f"{voxels} voxels of {' x '.join(f'{side:.3f}' for side in voxel_mm)} mm"
+
+    sentences = (
+        "AI super-resolution (conditional latent diffusion, 7T-like appearance)",
+        f"model {made.bundle_name} {made.bundle_sha256[:12]}, {made.recipe.get('steps')} steps",
+        f"from {grid(source.volume.spatial_shape, source.spacing_mm)}",
+        f"to {grid(shape, spacing_mm)}",
+        f"stored value = scanner units x {made.pixel_gain:g}",
+        "Details may be synthetic. Research use, not for diagnosis",
+    )
+    return ". ".join(sentences)[: ST_LENGTH - 1] + "."
+
+
+def _instance(sop_class_uid: str, uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = sop_class_uid
+    item.ReferencedSOPInstanceUID = uid
+    return item
+
+
+def _source_image(sop_class_uid: str, uid: str) -> Dataset:
+    """Return one source image; all frames of a multi-frame one are used, so none is named."""
+    item = _instance(sop_class_uid, uid)
+    item.PurposeOfReferenceCodeSequence = code(SOURCE_IMAGE)
+    item.SpatialLocationsPreserved = "NO"  # viewers must not transfer pixel coordinates
+    return item
+
+
+def _add_qualities(dataset: Dataset, source: SourceSeries, recipe: Recipe) -> None:
+    """Say what the pixels are worth: research, synthetic, lossy."""
+    stated = {text(header, "ContentQualification") for header in source.headers}
+    sticky = "RESEARCH" in stated
+    dataset.ContentQualification = "RESEARCH" if sticky else recipe.content_qualification
+    if recipe.synthetic_data:
+        dataset.SyntheticData = "YES"
+    burned = {text(header, "BurnedInAnnotation") for header in source.headers}
+    dataset.BurnedInAnnotation = "YES" if "YES" in burned else "NO"
+    dataset.LossyImageCompression = "00"
+    if source.lossy:
+        lossy = next(h for h in source.headers if text(h, "LossyImageCompression") == "01")
+        for keyword in LOSSY_KEYWORDS:
+            if keyword in lossy:
+                dataset[keyword] = lossy[keyword]
+
+
+def encoded_sequence(keyword: str, items: list[Dataset]) -> RawDataElement:
+    """Return a sequence as encoded bytes (explicit little endian), to be written many times.
+
+    Each slice repeats a reference to every source slice; encoding them once saves most of the
+    time of writing a series. Only for items without text of an extended character set.
+    """
+    holder = Dataset()
+    setattr(holder, keyword, items)
+    buffer = BytesIO()
+    stream = DicomFileLike(buffer)
+    stream.is_little_endian, stream.is_implicit_VR = True, False
+    write_dataset(stream, holder)
+    value = buffer.getvalue()[12:]  # tag, VR, reserved, length
+    tag = Tag(tag_for_keyword(keyword) or 0)
+    return RawDataElement(tag, "SQ", len(value), value, 0, False, True)

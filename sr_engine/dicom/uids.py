@@ -1,0 +1,46 @@
+"""Identifiers of what we derive: the same inputs always give the same UIDs."""
+
+import uuid
+from collections.abc import Sequence
+
+# Fixed for ever: another namespace would give every derived series a new identity.
+NAMESPACE = uuid.UUID("6f0f6c5e-3c1b-5d0a-9a55-0b6f3d1e7a10")
+IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
+IMPLEMENTATION_VERSION_NAME = "AI_SR_1"  # SH, at most 16 characters
+
+
+def _uid(*parts: str) -> str:
+    """Return the 2.25 UID of the UUID version 5 over `parts` (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, chr(10).join(parts)).int}"
+
+
+def derived_series_uid(
+    source_series_uid: str,
+    source_sop_uids: Sequence[str],
+    recipe_digest: str,
+    bundle_sha256: str,
+    software_version: str,
+    generation: int,
+    kind: str,
+) -> str:
+    """Return the Series Instance UID of one output `kind` of one processing of one source."""
+    return _uid(
+        "series",
+        source_series_uid,
+        recipe_digest,
+        bundle_sha256,
+        software_version,
+        str(generation),
+        kind,
+        *source_sop_uids,
+    )
+
+
+def derived_instance_uid(series_uid: str, slice_index: int) -> str:
+    """Return the SOP Instance UID of slice `slice_index` (0-based) of a derived series."""
+    return _uid("instance", series_uid, str(slice_index))
+
+
+def acquired_uid(*parts: str) -> str:
+    """Return a UID for an instance, series or study of the phantom scanner."""
+    return _uid("acquired", *parts)
