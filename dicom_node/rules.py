@@ -174,7 +174,7 @@ REFUSALS: tuple[Callable[[SeriesSummary], str], ...] = (
     lambda s: said("this is a localizer ({})", s.localizer),
     lambda s: said("this is a mosaic ({}): many slices in one image, no stack", s.mosaic),
     lambda s: said("the images are derived, not acquired ({})", s.derived),
-    lambda s: said("the images show no magnitude ({})", s.phase),
+    lambda s: said("these are phase or other images without magnitude ({})", s.phase),
     lambda s: said("the images are in colour ({})", s.colour),
     lambda s: said("this is a diffusion series ({})", s.diffusion),
     lambda s: said("this is a multi-echo series ({})", several(s.echoes, "echo times")),

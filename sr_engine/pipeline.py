@@ -29,6 +29,7 @@ from sr_engine.recipe import Recipe
 from sr_engine.timing import Stages
 
 SOFTWARE = "DICOM-NODE AI-SR"
+CONSISTENCY_PASSES = 2
 Progress = Callable[[str, float], None]
 
 
@@ -284,11 +285,16 @@ def _provenance(
 def _consistent(
     model: AcquisitionModel, fused: Fused, measured: np.ndarray, sigma: float, recipe: Recipe
 ) -> np.ndarray:
-    """Return the fused mean after the data-consistency step, never below zero."""
-    if not recipe.data_consistency:
-        return np.maximum(fused.mean, 0)
-    moved = model.consistent(fused.mean, measured, sigma, weight=recipe.consistency_weight)
-    return np.maximum(moved, 0)
+    """Return the fused mean after the data-consistency step, never below zero.
+
+    A magnitude is not negative, and what is cut off at zero must be made up for: the step is
+    repeated after the cut (projection onto convex sets).
+    """
+    volume = np.maximum(fused.mean, 0)
+    for _ in range(CONSISTENCY_PASSES if recipe.data_consistency else 0):
+        moved = model.consistent(volume, measured, sigma, weight=recipe.consistency_weight)
+        volume = np.maximum(moved, 0)
+    return volume
 
 
 def _displacement_on(

@@ -11,6 +11,7 @@ from sr_engine.physics.forward_model import expected_magnitude
 
 SMALL_LESION_MM = 5.0  # full width of the window in which the residual is averaged
 FWHM = math.sqrt(8 * math.log(2))
+RIM_FROM = 8  # voxels: a shorter axis has no rim to spare
 DARK = 0.1  # normalised intensity below which an output of 0 is no loss
 
 
@@ -36,8 +37,8 @@ class QualityLimits:
     """
 
     residual_over_noise: float = 1.5
-    blob_z: float = 10.0
-    blob_intensity: float = 0.03
+    blob_z: float = 6.5
+    blob_intensity: float = 0.027
     model_error: float = 0.01
     spread_p99: float = 0.15
     clipped: float = 0.005
@@ -116,11 +117,14 @@ def _residual(
     )
     noise = math.hypot(noise_sigma, limits.model_error)
     kernel_voxels = [SMALL_LESION_MM / FWHM / mm for mm in spacing_mm]
-    smooth = ndimage.gaussian_filter(np.where(mask, residual, 0), kernel_voxels)
-    blob = np.where(mask, np.abs(smooth), 0)
+    inner = mask & _off_the_rim(mask.shape)
+    smooth = ndimage.gaussian_filter(np.where(inner, residual, 0), kernel_voxels)
+    blob = np.where(inner, np.abs(smooth), 0)
     worst = np.unravel_index(int(np.argmax(blob)), blob.shape)
+    rms = float(np.sqrt(np.mean(residual[mask] ** 2.0)))
     return {
-        "residual_over_noise": float(np.sqrt(np.mean(residual[mask] ** 2.0))) / noise,
+        "residual_over_noise": rms / noise,
+        "residual_rms": rms,
         "noise_sigma": noise_sigma,
         "blob_z": float(blob[worst]) / (noise * noise_gain(kernel_voxels)),
         "blob_intensity": float(smooth[worst]),
@@ -128,6 +132,13 @@ def _residual(
         "blob_row": float(worst[1] + 1),
         "blob_column": float(worst[2] + 1),
     }
+
+
+def _off_the_rim(shape: tuple[int, ...]) -> np.ndarray:
+    """Return all but the outermost voxels: what wraps or is cut there, no model explains."""
+    inner = np.zeros(shape, bool)
+    inner[tuple(slice(1, -1) if n >= RIM_FROM else slice(None) for n in shape)] = True
+    return inner
 
 
 def noise_gain(kernel_voxels: Sequence[float]) -> float:

@@ -101,9 +101,10 @@ class AxisModel:
 def _kspace(axis: AxisModel) -> Array:
     """Return the truncation of k-space at half a wave an acquired voxel.
 
-    The fine grid is one period. A wave beyond the limit is dropped, one on it counts half, and one
-    within half a step of it counts in part, which makes every ratio of grids possible and equals a
-    centre crop where both share one field of view, for even and odd counts.
+    The fine grid is one period, as for the scanner: real series show it at the rim of the field of
+    view, and mirroring there explains them worse. A wave beyond the limit is dropped, one on it
+    counts half, and one within half a step of it counts in part, which makes every ratio of grids
+    possible and equals a centre crop where both share one field of view, for even and odd counts.
     """
     field_mm = axis.n_high * axis.high_mm
     finest_mm = max(axis.thickness_mm, axis.low_mm, axis.high_mm)

@@ -208,14 +208,16 @@ def wiener_shrink(residual: Array, noise_power: float) -> Array:
     residual = np.asarray(residual, np.float32)
     if noise_power <= 0:
         return residual
-    spectrum = np.fft.rfftn(residual, norm="ortho")
+    spectrum = np.fft.rfftn(residual, axes=(0, 1, 2), norm="ortho")
     band = _bands(residual.shape, spectrum.shape)
     count = np.bincount(band, minlength=BANDS**3)
     total = np.bincount(band, np.abs(spectrum.ravel()) ** 2, minlength=BANDS**3)
     power = np.maximum(total / np.maximum(count, 1), 1e-30)
     gain = np.clip(1.0 - noise_power / power, 0.0, 1.0).astype(np.float32)
     spectrum *= gain[band].reshape(spectrum.shape)
-    return np.fft.irfftn(spectrum, s=residual.shape, norm="ortho").astype(np.float32)
+    return np.fft.irfftn(spectrum, s=residual.shape, axes=(0, 1, 2), norm="ortho").astype(
+        np.float32
+    )
 
 
 def _bands(shape: tuple[int, ...], spectrum_shape: tuple[int, ...]) -> Array:

@@ -22,6 +22,7 @@ SCHEMA = 1
 HIGHEST_DEGREE = 20
 CORRECTED = ("DIS2D", "DIS3D", "GDC", "GDC2D", "GDC3D")  # of ImageType: the scanner did it
 COARSE_MM = 8.0  # the map is a polynomial of low degree: this fine a grid holds it
+BEYOND = 4  # points of that grid beyond the volume on each side
 WITHIN = 0.95  # share of the volume that must lie within the radius the coefficients hold for
 OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
 KEYS = {
@@ -242,7 +243,8 @@ def displacement_map(
 
 def _modelled(volume: Volume, coefficients: Coefficients, name: str) -> GradientMap:
     coarse, matrices = _coarse_positions(volume)
-    distance = np.linalg.norm(coarse, axis=-1)
+    inner = slice(BEYOND, -BEYOND)
+    distance = np.linalg.norm(coarse[inner, inner, inner], axis=-1)
     within = float((distance <= coefficients.valid_radius_mm).mean())
     field = displacement_mm(coefficients, coarse).astype(np.float32)
     for axis, matrix in enumerate(matrices):
@@ -256,12 +258,16 @@ def _modelled(volume: Volume, coefficients: Coefficients, name: str) -> Gradient
 
 
 def _coarse_positions(volume: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return points of a coarse grid (..., 3) in mm and the matrices from it to the volume."""
+    """Return points of a coarse grid (..., 3) in mm and the matrices from it to the volume.
+
+    The grid reaches beyond the volume: the spline mirrors at its ends, which a polynomial does not.
+    """
     index, matrices = [], []
     for n, mm in zip(volume.spatial_shape, volume.spacing, strict=True):
-        count = max(4, math.ceil((n - 1) * mm / COARSE_MM) + 1)
-        index.append(np.linspace(0, n - 1, count))
-        positions = np.arange(n) * (count - 1) / max(n - 1, 1)
+        step = COARSE_MM / mm
+        count = math.ceil((n - 1) / step) + 1 + 2 * BEYOND
+        index.append(step * (np.arange(count) - BEYOND))
+        positions = np.arange(n) / step + BEYOND
         matrices.append(interpolation_matrix(count, positions).astype(np.float32))
     grid = np.stack(np.meshgrid(*index, indexing="ij"), axis=-1)
     return grid @ volume.affine[:3, :3].T + volume.affine[:3, 3], matrices

@@ -12,6 +12,7 @@ from scipy import ndimage, special
 from sr_engine.errors import UnsupportedInput
 
 STRIPPED_ZEROS = 0.4  # a larger share of exact zeros: the air, or the skull, was removed
+THIN = 4  # an axis with fewer than a fourth of the samples of the longest has thick slices
 NONZERO_AIR = 0.9  # share of the air that must be above zero to be read as noise
 SAFE_DISTANCE = 3  # voxels between the head and the air that is measured
 BLOCK = 6  # voxels, side of the boxes of air that are measured
@@ -55,10 +56,11 @@ def head_mask(array: np.ndarray) -> np.ndarray:
     if x.min() == x.max():
         raise UnsupportedInput(f"the volume is empty: every voxel is {x.flat[0]:g}")
     stripped = float((x == 0).mean()) > STRIPPED_ZEROS
-    smooth = ndimage.gaussian_filter(x, 1.0)
+    thin = [THIN * n < max(x.shape) for n in x.shape]  # thick slices: neighbours are far apart
+    smooth = ndimage.gaussian_filter(x, [0.0 if t else 1.0 for t in thin])
     values = smooth[smooth > 0.01 * smooth.max()] if stripped else smooth.ravel()
     threshold = otsu(np.clip(values, 0, np.percentile(values, 99.5))) * (0.5 if stripped else 1.0)
-    return _filled(_largest(smooth > threshold))
+    return _filled(_largest(smooth > threshold), thin)
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
@@ -83,9 +85,13 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return labels == int(np.argmax(sizes))
 
 
-def _filled(mask: np.ndarray) -> np.ndarray:
+def _filled(mask: np.ndarray, thin: Sequence[bool]) -> np.ndarray:
+    """Return `mask` without gaps and holes; gaps across thin axes are anatomy."""
+    cross = ndimage.generate_binary_structure(3, 1)
+    for axis in (a for a in range(3) if thin[a]):
+        cross[tuple(slice(None, None, 2) if a == axis else slice(None) for a in range(3))] = False
     # Padded with its own edge: closing would eat the head where it leaves the field of view.
-    padded = ndimage.binary_closing(np.pad(mask, 3, mode="edge"), iterations=2)
+    padded = ndimage.binary_closing(np.pad(mask, 3, mode="edge"), cross, iterations=2)
     mask = padded[3:-3, 3:-3, 3:-3] | mask
     for axis in range(3):
         slices = [ndimage.binary_fill_holes(s) for s in np.moveaxis(mask, axis, 0)]

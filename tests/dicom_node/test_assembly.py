@@ -99,7 +99,7 @@ REAL = [
     ("p21", "any", "skip", "multi-volume series (5 images at every position)"),
     ("p22", "any", "skip", "mosaic (ImageType MOSAIC)"),
     ("p23", "any", "skip", "diffusion series (b value 1500)"),
-    ("p24", "any", "skip", "no magnitude (ImageType P)"),
+    ("p24", "any", "skip", "phase or other images without magnitude (ImageType P)"),
     ("p25", "any", "skip", "multi-echo series (3 echo times)"),
     ("p26", "any", "skip", "localizer (the description says 'survey')"),
     ("p27", "any", "skip", "localizer (the description says '3-plane')"),

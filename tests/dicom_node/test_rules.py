@@ -46,7 +46,7 @@ def test_a_t1_brain_of_1_5_t_is_enhanced_by_default():
         ({"localizer": "ImageType LOCALIZER"}, "this is a localizer (ImageType LOCALIZER)"),
         ({"mosaic": "ImageType MOSAIC"}, "this is a mosaic (ImageType MOSAIC)"),
         ({"derived": "ImageType DERIVED/PRIMARY"}, "derived, not acquired (ImageType DERIVED"),
-        ({"phase": "ImageType P"}, "no magnitude (ImageType P)"),
+        ({"phase": "ImageType P"}, "phase or other images without magnitude (ImageType P)"),
         ({"colour": "RGB"}, "in colour (RGB)"),
         ({"diffusion": "b value 1000"}, "a diffusion series (b value 1000)"),
         ({"echoes": 3}, "a multi-echo series (3 echo times)"),
