@@ -92,6 +92,7 @@ class EngineSettings(Section):
     seed: int = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     weights: Annotated[str, Field(min_length=1)] = "default"
+    weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     lease_s: Seconds = 60.0
     heartbeat_s: Seconds = 10.0

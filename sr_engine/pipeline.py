@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
+from scipy.ndimage import binary_dilation
 
 from sr_engine import __version__
 from sr_engine.dicom.provenance import Provenance
@@ -132,7 +133,7 @@ def enhance_volume(
     )
     progress("bias field", 0.02)
     with stages.stage("bias field"):
-        bias = estimate_bias_field(volume) if recipe.use_bias_field else None
+        bias = estimate_bias_field(volume, mask) if recipe.use_bias_field else None
     with stages.stage("gradient nonlinearity"):
         gradient = displacement_map(
             volume,
@@ -170,7 +171,8 @@ def enhance_volume(
         model = AcquisitionModel.from_grids(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )
-        mean = _consistent(model, fused, normal, noise.sigma, recipe)
+        near = binary_dilation(mask, iterations=2)
+        mean = _consistent(model, fused, normal, near, noise.sigma, recipe)
     with stages.stage("judge"):
         report = judge(
             measured=normal,
@@ -283,7 +285,12 @@ def _provenance(
 
 
 def _consistent(
-    model: AcquisitionModel, fused: Fused, measured: np.ndarray, sigma: float, recipe: Recipe
+    model: AcquisitionModel,
+    fused: Fused,
+    measured: np.ndarray,
+    near: np.ndarray,
+    sigma: float,
+    recipe: Recipe,
 ) -> np.ndarray:
     """Return the fused mean after the data-consistency step, never below zero.
 
@@ -292,7 +299,9 @@ def _consistent(
     """
     volume = np.maximum(fused.mean, 0)
     for _ in range(CONSISTENCY_PASSES if recipe.data_consistency else 0):
-        moved = model.consistent(volume, measured, sigma, weight=recipe.consistency_weight)
+        moved = model.consistent(
+            volume, measured, sigma, weight=recipe.consistency_weight, mask=near
+        )
         volume = np.maximum(moved, 0)
     return volume
 

@@ -17,7 +17,9 @@ Array = np.ndarray
 ProfileName = Literal["kspace", "box", "gaussian", "identity"]
 
 COINCIDE = 1e-3  # voxels: grids nearer than this are the same grid
-SMOOTHNESS = 0.3  # measured voxels over which what is put back is smooth (measured: 0.2-0.4 alike)
+SMOOTHNESS = (
+    0.3  # measured voxels over which what is put back is smooth (0.3 to 0.6 measured alike)
+)
 SMALLEST_GAIN = 0.01  # share of the largest power gain below which nothing is amplified further
 
 

@@ -103,6 +103,28 @@ def test_a_result_that_is_not_the_measured_head_is_held(scene):
     assert "does not explain the measured series" in report.findings[0]
 
 
+def test_what_wraps_at_the_rim_of_the_field_of_view_is_no_lesion(scene):
+    predicted = scene.model.forward(scene.output)
+    neck = np.zeros(predicted.shape, bool)
+    neck[:, :2, 8:-8] = True
+    wrapped = predicted.copy()
+    wrapped[:, 0, 8:-8] += np.float32(0.1)
+
+    report = judge(
+        measured=scene.low,
+        predicted_low=wrapped,
+        measured_mask=neck | (scene.model.forward(scene.mask.astype(np.float32)) > 0.5),
+        measured_spacing_mm=scene.low_mm,
+        noise_sigma=scene.sigma,
+        output=scene.output,
+        upsampled=scene.upsampled,
+        spread=np.zeros(SHAPE, np.float32),
+        mask=scene.mask,
+    )
+
+    assert not any("5 mm" in finding for finding in report.findings)
+
+
 def test_axes_that_disagree_are_held(scene):
     report = scene.judged(scene.output, spread=0.3)
 
