@@ -1,0 +1,77 @@
+# `make` alone lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST_ARGS ?=
+BIN := .venv/bin
+
+# A busy neighbour makes default torch four times slower; passive waiting cures it.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+# What the integration tests drive: a real archive, real DICOM tools, a real browser.
+SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/base.stamp: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+.venv/test.stamp: .venv/base.stamp
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,test,dev]'
+	@touch $@
+
+.PHONY: venv
+venv: .venv/test.stamp ## make .venv with everything: run, test, develop
+
+.PHONY: demo
+demo: .venv/base.stamp ## set up, then one synthetic series from the scanner to the archive
+	$(BIN)/dicom-node demo
+
+.PHONY: system-packages
+system-packages: ## install what the integration tests drive (root), or say what is missing
+	@missing=""; \
+	for package in $(SYSTEM_PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	    || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "not installed:$$missing"; \
+	  echo "tests that need them are skipped; as root: apt-get install$$missing"; \
+	  exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing \
+	  || echo "could not install:$$missing; tests that need them are skipped"
+
+.PHONY: test
+test: system-packages .venv/test.stamp ## set up, then the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: .venv/test.stamp ## lint, types and the quick tests: before every commit
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
+
+.PHONY: faults
+faults: .venv/test.stamp ## only the tests that kill, fill, cut and lie
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: .venv/test.stamp ## send many series at once for a while and count what arrives
+	$(BIN)/python -m benchmarks.soak
+
+.PHONY: bench
+bench: .venv/test.stamp ## seconds per slice and per stage on this machine
+	$(BIN)/sr-engine bench
+
+.PHONY: clean
+clean: ## remove .venv, caches and what the demo wrote
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-out *.egg-info
+	find dicom_node sr_engine tests -name __pycache__ -prune -exec rm -rf {} +
