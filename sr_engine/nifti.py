@@ -22,7 +22,7 @@ def read_nifti(path: Path) -> Volume:
         If it is not three-dimensional.
     """
     try:
-        image = nibabel.load(path)
+        image = nibabel.nifti1.Nifti1Image.from_filename(path)
         array = np.asanyarray(image.dataobj).astype(np.float32)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise NotDicom(f"{path}: no readable NIfTI file ({error})") from error

@@ -4,9 +4,9 @@ read -> normalise -> b, g -> one interpolation -> student along three axes -> fu
 consistency -> judge -> scanner units -> derived series.
 """
 
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,12 @@ from sr_engine.fusion import Fused, fuse
 from sr_engine.inference import NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
 from sr_engine.physics.bias_field import estimate_bias_field
-from sr_engine.physics.forward_model import AcquisitionModel, Profile, choose_profiles
+from sr_engine.physics.forward_model import (
+    Acquisition,
+    AcquisitionModel,
+    Profile,
+    choose_profiles,
+)
 from sr_engine.physics.gradient_nonlinearity import GradientMap, displacement_map
 from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normalise
 from sr_engine.physics.resample import Grid, interpolate, target_grid
@@ -80,7 +85,7 @@ class EnhanceResult:
 def acquired_of_series(source: SourceSeries) -> Acquired:
     """Return what the headers say about the acquisition."""
     header = source.headers[0]
-    acquisition = "3D" if source.acquisition == "3D" else "2D"
+    acquisition: Acquisition = "3D" if source.acquisition == "3D" else "2D"
     return Acquired(
         profiles=choose_profiles(acquisition, source.spacing_mm, source.acquired_voxel_mm),
         acquired_voxel_mm=source.acquired_voxel_mm,
@@ -252,8 +257,10 @@ def enhance(
 
 
 def coefficient_folder() -> Path:
-    """Return the folder of gradient coefficient files: the configuration's, or the package's."""
-    return Path(str(files("sr_engine"))).parent / "config" / "gradient_nonlinearity"
+    """Return the folder of gradient coefficient files: the checkout's, else the installed one."""
+    here = Path(__file__).resolve().parents[1] / "config"
+    installed = Path(sysconfig.get_path("data")) / "share" / "dicom-node" / "config"
+    return (here if here.is_dir() else installed) / "gradient_nonlinearity"
 
 
 def _provenance(

@@ -1,6 +1,6 @@
 """Which attributes a derived MR series takes from its source, as tables.
 
-The reason for every row is in docs/conformance.md; the standard is PS3.3 A.4 (MR Image IOD).
+Source: PS3.3 A.4 (MR Image IOD) and the modules that it names.
 Everything that no table names is left behind: private groups, icons, overlays, padding, pixel
 value ranges, presentation states and trigger times describe the source's pixels.
 """

@@ -7,7 +7,6 @@ simulation and the evaluation share.
 import numpy as np
 
 
-
 def _mirror(index: np.ndarray, n: int) -> np.ndarray:
     """Return `index` reflected into 0 .. n - 1 about the outer samples (scipy's mode "mirror")."""
     if n == 1:

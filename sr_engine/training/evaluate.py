@@ -18,7 +18,7 @@ from scipy import fft
 from sr_engine.errors import InputRefused
 from sr_engine.model import bundle as bundles
 from sr_engine.nifti import read_nifti, write_nifti
-from sr_engine.physics.forward_model import add_rician_noise, shared_field, simulate
+from sr_engine.physics.forward_model import ProfileName, add_rician_noise, shared_field, simulate
 from sr_engine.physics.intensity import head_mask
 from sr_engine.physics.resample import grid_like, interpolate
 from sr_engine.pipeline import acquired_of_volume, enhance_volume
@@ -26,7 +26,7 @@ from sr_engine.recipe import Recipe
 from sr_engine.training.metrics import fsc_resolution_mm, psnr_db, ssim
 
 MARGIN, MULTIPLE = 8, 8
-INPUTS = {
+INPUTS: dict[str, tuple[tuple[int, int, int], tuple[ProfileName, ProfileName, ProfileName]]] = {
     "iso2": ((2, 2, 2), ("kspace", "kspace", "kspace")),
     "thick4": ((1, 1, 4), ("identity", "identity", "box")),
 }
@@ -51,11 +51,16 @@ def read_case(path: Path) -> Case:
         where = np.nonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[0]
         low, high = max(0, int(where[0]) - MARGIN), min(n, int(where[-1]) + 1 + MARGIN)
         window.append(slice(low, low + (high - low) // MULTIPLE * MULTIPLE))
-    cropped = volume.with_array(array)[tuple(window)]
-    mask = mask[tuple(window)]
-    normal = cropped.array / np.percentile(cropped.array[mask], 99.9)
-    name = path.name.split(".nii")[0]
-    return Case(name=name, volume=cropped.with_array(normal.astype(np.float32)), mask=mask)
+    box = window[0], window[1], window[2]
+    array, mask = array[box], mask[box]
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    normal = (array / np.percentile(array[mask], 99.9)).astype(np.float32)
+    return Case(
+        name=path.name.split(".nii")[0],
+        volume=Volume(normal, affine, coordinate_system="PATIENT"),
+        mask=mask,
+    )
 
 
 def make_input(case: Case, name: str) -> Volume:
@@ -204,7 +209,9 @@ def degrade_file(
     """Write what a scanner with `voxel_mm` would have measured of the NIfTI file `high`."""
     volume = read_nifti(high)
     spacing = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
-    profiles = ["box" if wanted > 2 * min(voxel_mm) else "kspace" for wanted in voxel_mm]
+    profiles: list[ProfileName] = [
+        "box" if wanted > 2 * min(voxel_mm) else "kspace" for wanted in voxel_mm
+    ]
     array = np.clip(volume.array, 0, None)
     measured = simulate(
         array, spacing, voxel_mm, profiles=profiles, snr=snr, seed=seed, mask=head_mask(array)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sr_engine.physics.bspline import interpolation_matrix
-from sr_engine.physics.forward_model import AxisModel
+from sr_engine.physics.forward_model import AxisModel, ProfileName
 
 DROPPED = 0.3  # share of draws in which b or g is unknown to the network
 
@@ -29,7 +29,7 @@ class Draw:
     """
 
     ratio: tuple[float, float, float]
-    profile: tuple[str, str, str]
+    profile: tuple[ProfileName, ProfileName, ProfileName]
     snr: float
     gamma: float
     flips: tuple[bool, bool, bool]
@@ -74,7 +74,8 @@ def monomials(coordinates: Tensor) -> Tensor:
 
 def draw(rng: np.random.Generator) -> Draw:
     """Return a random acquisition: isotropic 3-D, or thick 2-D slices along any axis."""
-    ratio, profile = [1.0, 1.0, 1.0], ["identity"] * 3
+    ratio = [1.0, 1.0, 1.0]
+    profile: list[ProfileName] = ["identity"] * 3
     kind = rng.random()
     if kind < 0.5:  # 3-D: truncated k-space on all axes
         factor = rng.choice([2.0, rng.uniform(1.2, 2.6)])
@@ -87,18 +88,19 @@ def draw(rng: np.random.Generator) -> Draw:
         for axis in range(3):
             if axis == thick:
                 ratio[axis] = rng.choice([4.0, rng.uniform(1.8, 6.0)])
-                profile[axis] = rng.choice(["box", "box", "gaussian"])
+                profile[axis] = "gaussian" if rng.random() < 1 / 3 else "box"
             elif in_plane > 1:
                 ratio[axis], profile[axis] = in_plane, "kspace"
     snr = 0.0 if rng.random() < 0.25 else float(np.exp(rng.uniform(np.log(12), np.log(60))))
+    flips = rng.random(3) < 0.5
     decay = np.array([0 if i + j + k == 0 else 1.0 / (i + j + k) for i in range(4)
                       for j in range(4) for k in range(4) if i + j + k <= 3])  # fmt: skip
     return Draw(
         ratio=(float(ratio[0]), float(ratio[1]), float(ratio[2])),
-        profile=(str(profile[0]), str(profile[1]), str(profile[2])),
+        profile=(profile[0], profile[1], profile[2]),
         snr=snr,
         gamma=float(np.exp(rng.uniform(-0.25, 0.25))),
-        flips=tuple(bool(v) for v in rng.random(3) < 0.5),
+        flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])),
         bias=rng.normal(0, 0.12, 20) * decay * (rng.random() < 0.7),
         bias_known=bool(rng.random() >= DROPPED),
         warp=rng.normal(0, 0.15, (3, 20)) * decay,
@@ -125,7 +127,9 @@ def along(matrix: np.ndarray, volume: Tensor, axis: int) -> Tensor:
     return product.movedim(0, axis)
 
 
-def axis_operators(n: int, ratio: float, profile: str) -> tuple[np.ndarray, np.ndarray] | None:
+def axis_operators(
+    n: int, ratio: float, profile: ProfileName
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (acquisition, interpolation back) of an axis of `n` samples; None: left alone."""
     if profile == "identity":
         return None

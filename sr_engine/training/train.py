@@ -99,7 +99,8 @@ class Trainer:
         )
         self.shards = read_shards(Path(config.data))
         self.distiller = Distiller.build(config, self.model, self.device)
-        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[list[float]] = []
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def _trained_parameters(self):
