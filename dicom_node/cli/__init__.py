@@ -1,0 +1,175 @@
+"""`dicom-node`: run the node, look at it, and decide what it may not decide itself.
+
+Exit codes: 0 done, 1 refused, 2 usage, 3 internal failure. ``--json`` prints one JSON document on
+standard output and nothing else; refusals and failures are one line on standard error.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from dicom_node import telemetry
+from dicom_node.cli import dry_run, operations, processes
+from dicom_node.cli.output import one_line, print_json
+from dicom_node.errors import NodeError
+from dicom_node.settings import load_settings
+from sr_engine.dicom.provenance import from_dataset
+from sr_engine.errors import EngineError, NotDicom
+
+DONE, USAGE, FAILED, INTERRUPTED = 0, 2, 3, 130
+Arguments = argparse.Namespace
+Run = Callable[[Arguments], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(USAGE, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+
+
+class LastResort:
+    """Turns a failure that nobody expected into one line, a file with the places, and exit 3."""
+
+    def __init__(self, command: str) -> None:
+        """Guard `command`."""
+        self._command = command
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Exit with 3 when `error` is one of a program, not a request to end."""
+        if not isinstance(error, Exception):
+            return
+        descriptor, name = tempfile.mkstemp(prefix="dicom-node-", suffix=".log")
+        with os.fdopen(descriptor, "w") as file:
+            telemetry.configure_logging(file)
+            telemetry.get_logger().error("cli.failed", exc_info=error)
+        print(
+            f"dicom-node {self._command}: internal failure ({type(error).__name__}); "
+            f"the log is {name}",
+            file=sys.stderr,
+        )
+        raise SystemExit(FAILED)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    telemetry.configure_logging(level=arguments.log_level)
+    with LastResort(arguments.command):
+        try:
+            return arguments.run(arguments) or DONE
+        except (NodeError, EngineError) as error:
+            print(f"dicom-node {arguments.command}: {one_line(error)}", file=sys.stderr)
+            return error.exit_code
+        except BrokenPipeError:  # the reader of our output has gone: ``dicom-node jobs | head``
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the grammar of the command line."""
+    parser = Parser(prog="dicom-node", description="A DICOM node that enhances 1.5 T MR series.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Run, text: str, *, log_level: int = logging.CRITICAL) -> Parser:
+        command: Parser = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, metavar="FILE", help="default: ./node.toml")
+        command.add_argument("--state-dir", type=Path, metavar="DIR", help="over node.state_dir")
+        command.set_defaults(run=run, log_level=log_level)
+        return command
+
+    add_running(add)
+    add_looking(add)
+    add_deciding(add)
+    return parser
+
+
+def add_running(add: Callable[..., Parser]) -> None:
+    """Add the commands that keep running."""
+    serve = add("serve", processes.serve, "run the node", log_level=logging.INFO)
+    serve.add_argument("--workers", type=natural, default=1, metavar="N", help="default: 1")
+    work = add("work", processes.work, "run one worker", log_level=logging.INFO)
+    work.add_argument("--device", metavar="auto|cpu|cuda:0", help="over engine.device")
+    for command in (serve, work):  # our parent holds our standard input open while it lives
+        command.add_argument("--managed", action="store_true", help=argparse.SUPPRESS)
+    demo = add("demo", processes.demo, "send one series through a whole node, on this machine")
+    demo.add_argument("--series", type=Path, metavar="DIR", help="default: a simulated 1.5 T head")
+    demo.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
+    demo.add_argument("--keep-serving", action="store_true", help="until Ctrl-C")
+
+
+def add_looking(add: Callable[..., Parser]) -> None:
+    """Add the commands that change nothing."""
+    explain = add("explain", dry_run.explain, "say what would become of files, and why")
+    explain.add_argument("path", type=Path, nargs="+", metavar="PATH")
+    provenance = add("provenance", show_provenance, "say how a derived instance was made")
+    provenance.add_argument("file", type=Path, metavar="FILE")
+    check = add("check-config", operations.check_config, "say whether a configuration is accepted")
+    check.add_argument("file", type=Path, metavar="FILE")
+    verify = add("verify", operations.verify, "check the ledger and every stored hash")
+    echo = add("echo", operations.echo, "ask a peer for a sign of life (C-ECHO)")
+    echo.add_argument("peer", metavar="PEER", help="its name in the configuration")
+    for command in (explain, provenance, verify):
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_deciding(add: Callable[..., Parser]) -> None:
+    """Add the commands that change what the node does."""
+    jobs = add("jobs", operations.jobs, "list every received series, or decide about one")
+    jobs.add_argument("--json", action="store_true", help="print one JSON document")
+    jobs.add_argument("decision", nargs="?", choices=tuple(operations.DECISIONS))
+    jobs.add_argument("job", nargs="?", metavar="JOB", help="job number or series UID")
+    for name, decision in operations.DECISIONS.items():
+        command = add(name, operations.decide, decision.text)
+        command.add_argument("job", metavar="JOB", help="job number or series UID")
+        command.set_defaults(decision=name)
+    submit = add("submit", operations.submit, "import files as if they had been received")
+    submit.add_argument("path", type=Path, nargs="+", metavar="PATH")
+    send = add("send", operations.send, "switch all sending on or off, or say how it stands")
+    send.add_argument("value", nargs="?", choices=("on", "off"))
+
+
+def natural(text: str) -> int:
+    """Return `text` as a number of 0 or more."""
+    if not text.isdigit() or int(text) > 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 64")
+    return int(text)
+
+
+def show_provenance(arguments: Arguments) -> int:
+    """Print how a derived instance was made, its hash checked."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    load_settings(arguments.config)
+    try:
+        dataset = dcmread(arguments.file, stop_before_pixels=True)
+    except (InvalidDicomError, OSError) as error:
+        raise NotDicom(f"{arguments.file} cannot be read as DICOM: {error}") from error
+    provenance = from_dataset(dataset)
+    document: dict[str, Any] = provenance.to_dict() | {"sha256": provenance.digest()}
+    if arguments.json:
+        print_json(document)
+        return DONE
+    width = max(map(len, document))
+    for name, value in document.items():
+        shown = f"{len(value)} instances" if name == "source_sop_uids" else value
+        print(f"{name:<{width}}  {shown}")
+    return DONE

@@ -1,0 +1,221 @@
+"""The commands that look at the store or change what the node does."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dicom_node.cli.output import one_line, print_json, settings_of, table
+from dicom_node.errors import InstanceRejected, NodeError, SettingsError, UnknownJob
+from dicom_node.intake import submit_file
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.settings import Settings, load_settings
+from dicom_node.store import Store, open_store
+from dicom_node.store.overview import derived_files, series_lines
+from dicom_node.worker import file_sha256, release
+
+Arguments = argparse.Namespace
+REFUSED = 1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Refused(NodeError):
+    """What the command was asked to do cannot be done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a person may decide about a job; `run` returns what to tell them."""
+
+    text: str
+    run: Callable[[Settings, Store, int, datetime], str]
+
+
+def requeue_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
+    """Try a job again."""
+    again = store.jobs.requeue(job_id, now, settings.destinations())
+    return f"job {again} is {store.jobs.get(again).state.value}"
+
+
+def release_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
+    """Let a held job go on."""
+    return f"job {job_id} is {release(store, job_id, now).value}"
+
+
+def cancel_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
+    """Put a job aside."""
+    return f"job {job_id} is {store.jobs.cancel(job_id, now).value}"
+
+
+DECISIONS = {
+    "requeue": Decision(text="try a job again", run=requeue_job),
+    "release": Decision(text="let a held job go on", run=release_job),
+    "cancel": Decision(text="put a job aside; its files stay", run=cancel_job),
+}
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Store]:
+    """Yield the store of the configuration."""
+    store = open_store(settings.database_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def jobs(arguments: Arguments) -> None:
+    """List every received series, or decide about one."""
+    if arguments.decision:
+        if arguments.job is None:
+            raise SettingsError(f"jobs {arguments.decision}: which JOB?")
+        decide(arguments)
+        return
+    with opened(settings_of(arguments)) as store:
+        if arguments.json:
+            print_json(store.series.listing())
+            return
+        lines = series_lines(store.database)
+    if not lines:
+        print("Nothing has been received yet.")
+        return
+    rows = [("JOB", "STATE", "IMAGES", "DESCRIPTION", "REASON")]
+    for line in lines:
+        description = line["description"] or "-"
+        rows.append(
+            (
+                str(line["job_id"]),
+                line["state"],
+                str(line["instances"]),
+                description[:32],
+                one_line(line["reason"]),
+            )
+        )
+    print(table(rows))
+
+
+def decide(arguments: Arguments) -> None:
+    """Carry out what a person has decided about one job."""
+    settings = settings_of(arguments)
+    with opened(settings) as store:
+        job_id = job_number(store, arguments.job)
+        print(DECISIONS[arguments.decision].run(settings, store, job_id, datetime.now(UTC)))
+
+
+def job_number(store: Store, text: str) -> int:
+    """Return the job that `text` names: its number, or a series UID for its newest job.
+
+    Raises
+    ------
+    UnknownJob
+        If there is none.
+    """
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return store.jobs.get(int(text)).id
+    known = store.jobs.of_series(text)
+    if not known:
+        raise UnknownJob(f"no job and no series is called {text[:70]!r}")
+    return known[-1].id
+
+
+def submit(arguments: Arguments) -> int:
+    """Import files as if they had been received."""
+    settings = settings_of(arguments)
+    paths = [file for path in arguments.path for file in files_below(path)]
+    outcomes: dict[str, int] = {"new": 0, "duplicate": 0}
+    refused: list[str] = []
+    files = PixelFiles(settings.node.state_dir.resolve() / "in", settings.files.min_free_bytes)
+    with opened(settings) as store:
+        for path in paths:
+            try:
+                taken = submit_file(path, files, store, datetime.now(UTC))
+            except InstanceRejected as error:
+                refused.append(f"{path}: {one_line(error)}")
+            else:
+                outcomes[taken.outcome] += 1
+    print(f"{outcomes['new']} new, {outcomes['duplicate']} known already, {len(refused)} refused")
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        print(f"dicom-node submit: refused {refused[0]}{more}", file=sys.stderr)
+    return REFUSED if refused else 0
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return the file, or every file below the folder; raise Refused where there is nothing."""
+    found = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise Refused(f"{path}: no such file, or an empty folder")
+    return found
+
+
+def echo(arguments: Arguments) -> None:
+    """Ask a peer for a sign of life."""
+    from dicom_node.network import scu
+
+    settings = settings_of(arguments)
+    peer = settings.peer(arguments.peer)
+    try:
+        scu.echo(peer, settings.node.ae_title)
+    except scu.AssociationFault as error:
+        comment = f" ({one_line(error.comment)})" if error.comment else ""
+        raise Refused(
+            f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port}): {error}{comment}"
+        ) from error
+    print(f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port}) answers")
+
+
+def send(arguments: Arguments) -> None:
+    """Switch all sending on or off, or say how it stands."""
+    settings = settings_of(arguments)
+    with opened(settings) as store:
+        if arguments.value:
+            store.switches.set("sending", arguments.value == "on", datetime.now(UTC))
+        on = store.switches.get("sending", settings.sending.enabled)
+    print(f"sending is {'on' if on else 'off'}")
+
+
+def check_config(arguments: Arguments) -> int:
+    """Say whether a configuration is accepted, and what it opens."""
+    try:
+        settings = load_settings(arguments.file)
+    except SettingsError as error:  # here the file is the input, not the way to it
+        raise Refused(str(error)) from error
+    node, web = settings.node, settings.web
+    print(f"{arguments.file}: accepted; {len(settings.peers)} peers, {len(settings.rules)} rules")
+    for what, host, port in (("DICOM", node.host, node.port), ("the page", web.host, web.port)):
+        if host not in LOOPBACK:
+            print(f"note: {what} listens beyond this machine, on {host}:{port}")
+    if not settings.destinations():
+        print("note: no peer has the role destination; results stay here")
+    return 0
+
+
+def verify(arguments: Arguments) -> int:
+    """Check the ledger and every stored hash."""
+    with opened(settings_of(arguments)) as store:
+        ledger = store.ledger()
+        stored = [(one.path, one.sha256) for one in store.series.all_instances()]
+        stored += derived_files(store.database)
+    problems = [problem for path, sha256 in stored if (problem := wrong(path, sha256))]
+    if not ledger.balanced:
+        problems.insert(0, f"the ledger does not add up: {ledger.counts}")
+    if arguments.json:
+        document = {"ledger": ledger.counts, "balanced": ledger.balanced, "files": len(stored)}
+        print_json(document | {"problems": problems})
+    elif problems:
+        print("\n".join(problems))
+    else:
+        print(f"{len(stored)} files as recorded; {ledger.acknowledged} instances accounted for")
+    if problems:
+        print(f"dicom-node verify: {len(problems)} problems, first: {problems[0]}", file=sys.stderr)
+    return REFUSED if problems else 0
+
+
+def wrong(path: Path, sha256: str) -> str:
+    """Return what is wrong with a stored file, or nothing."""
+    if not path.is_file():
+        return f"{path}: missing"
+    return "" if file_sha256(path) == sha256 else f"{path}: was changed since it was recorded"

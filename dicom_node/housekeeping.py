@@ -1,0 +1,133 @@
+"""What the service does again and again: one table, run by APScheduler."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from dicom_node import assembly, telemetry
+from dicom_node.settings import Settings
+from dicom_node.store import Store
+from dicom_node.store.overview import derived_files
+from dicom_node.worker import attempts_dir
+from dicom_node.worker.processes import expire_gone_workers
+from dicom_node.worker.watch import utc_now
+
+log = telemetry.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One row of PERIODIC."""
+
+    name: str
+    every_s: float
+    run: Callable[[Store, Settings, datetime], None]
+
+
+@dataclass(kw_only=True)
+class Failures:
+    """The periodic tasks whose last run failed; /healthz shows them."""
+
+    _names: set[str] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
+
+    def note(self, name: str, failed: bool) -> None:
+        """Remember how the last run of a task ended."""
+        with self._lock:
+            (self._names.add if failed else self._names.discard)(name)
+
+    def names(self) -> list[str]:
+        """Return the tasks whose last run failed."""
+        with self._lock:
+            return sorted(self._names)
+
+
+def assemble(store: Store, settings: Settings, now: datetime) -> None:
+    """Decide about every series whose idle time has passed."""
+    assembly.tick(store, settings, now)
+
+
+def expire(store: Store, settings: Settings, now: datetime) -> None:
+    """Give the jobs of dead workers back to the queue."""
+    most = settings.engine.max_attempts
+    store.jobs.expire_leases(now, most)
+    expire_gone_workers(store, now, most)
+
+
+def check_ledger(store: Store, settings: Settings, now: datetime) -> None:
+    """Export the ledger; an unbalanced one is an error that somebody must see."""
+    ledger = store.ledger()
+    telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
+    if not ledger.balanced:
+        log.error("ledger.unbalanced", counts=ledger.counts)
+
+
+def check_disk(store: Store, settings: Settings, now: datetime) -> None:
+    """Export the free space; below the least that receiving needs it is an error."""
+    free = shutil.disk_usage(settings.node.state_dir).free
+    telemetry.free_bytes.set(free)
+    if free < settings.files.min_free_bytes:
+        log.error("disk.low", free_bytes=free, needed_bytes=settings.files.min_free_bytes)
+
+
+def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
+    """Delete what dead attempts left: every folder that no row points into.
+
+    A folder younger than a lease may belong to an attempt that is alive or about to be published.
+    """
+    kept = {path.parent for path, _ in derived_files(store.database)}
+    oldest = now.timestamp() - 2 * settings.engine.lease_s
+    for folder in attempts_dir(settings).glob("*/*"):
+        if folder not in kept and newest_change(folder) < oldest:
+            shutil.rmtree(folder)
+            log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
+
+
+def newest_change(folder: Path) -> float:
+    """Return when the folder or a file in it last changed, in seconds since the epoch."""
+    times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+    return max(times, default=0.0)
+
+
+PERIODIC = (
+    Task(name="assemble", every_s=1, run=assemble),
+    Task(name="leases", every_s=5, run=expire),
+    Task(name="disk", every_s=30, run=check_disk),
+    Task(name="ledger", every_s=60, run=check_ledger),
+    Task(name="attempts", every_s=300, run=sweep_attempts),
+)
+
+
+def run_guarded(task: Task, store: Store, settings: Settings, failures: Failures) -> None:
+    """Run one task once; a failure is logged and remembered, and the next run comes anyway."""
+    try:
+        task.run(store, settings, utc_now())
+    except Exception:  # the periodic job's edge: one bad minute must not end the service
+        log.exception("housekeeping.failed", name=task.name)
+        failures.note(task.name, failed=True)
+    else:
+        failures.note(task.name, failed=False)
+
+
+def start(store: Store, settings: Settings, failures: Failures) -> BackgroundScheduler:
+    """Run every task of PERIODIC in its rhythm until ``shutdown()``."""
+    scheduler = BackgroundScheduler(timezone="UTC")
+    for task in PERIODIC:
+        scheduler.add_job(
+            run_guarded,
+            "interval",
+            seconds=task.every_s,
+            args=(task, store, settings, failures),
+            id=task.name,
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+            next_run_time=utc_now(),
+        )
+    scheduler.start()
+    return scheduler

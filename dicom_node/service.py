@@ -1,0 +1,303 @@
+"""The composition root: start every part of the node, keep the workers alive, drain, stop."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from dicom_node import housekeeping, intake, telemetry
+from dicom_node.errors import NodeError, StoreUnavailable
+from dicom_node.network.scp import NodeScp
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.sender import Sender
+from dicom_node.settings import Settings
+from dicom_node.store import Store, open_store
+from dicom_node.web.app import Probe, create_app
+from dicom_node.worker.processes import expire_gone_workers, return_jobs
+from dicom_node.worker.watch import utc_now
+
+log = telemetry.get_logger()
+
+TICK_S = 0.5
+BACKOFF_S = (0.5, 2.0, 5.0, 15.0, 60.0)  # a worker that dies again and again
+SETTLED_S = 60.0  # a worker that lived this long starts from the shortest back-off again
+KILL_AFTER_S = 5.0  # what a worker gets on top of the drain before it is killed
+
+
+class CannotStart(NodeError):
+    """The node cannot start: a port or the state folder is taken."""
+
+
+@contextmanager
+def sole_owner(settings: Settings) -> Iterator[None]:
+    """Hold the state folder's lock, so that two nodes never share one.
+
+    Raises
+    ------
+    CannotStart
+        If another node runs on this folder.
+    """
+    settings.node.state_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.node.state_dir / "serve.lock"
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(f"another node is running on {settings.node.state_dir}") from None
+        yield
+
+
+def listen(host: str, port: int, what: str) -> socket.socket:
+    """Return a socket that is bound and will listen on `host`:`port`.
+
+    Raises
+    ------
+    CannotStart
+        If the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise CannotStart(
+            f"cannot listen on {host}:{port} for {what}: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+class WebThread:
+    """The status page in a thread of its own."""
+
+    def __init__(self, settings: Settings, store: Store, probe: Probe) -> None:
+        self._socket = listen(settings.web.host, settings.web.port, "the status page ([web])")
+        port = self._socket.getsockname()[1]
+        host = f"[{settings.web.host}]" if ":" in settings.web.host else settings.web.host
+        self.address = f"http://{host}:{port}/"
+        config = uvicorn.Config(
+            create_app(settings, store, probe),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the open requests and end."""
+        self._server.should_exit = True
+        self._thread.join(timeout=5)
+        self._socket.close()
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """One place for a worker process."""
+
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    failures: int = 0
+    not_before: float = 0.0
+
+
+class WorkerPool:
+    """N worker processes that are started again when they die.
+
+    A worker reads its settings from standard input, which stays open as long as this process
+    lives: when it ends, for whatever reason, the worker ends too.
+    """
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self._settings = settings
+        self._seats = [Seat() for _ in range(count)]
+
+    def tend(self) -> bool:
+        """Start the workers that are missing; return True when one has died since."""
+        died = False
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.process is not None and seat.process.poll() is not None:
+                died = True
+                self._bury(seat, seat.process, now)
+            if seat.process is None and now >= seat.not_before:
+                seat.process, seat.started_at = start_worker(self._settings), now
+        return died
+
+    def _bury(self, seat: Seat, process: subprocess.Popen[bytes], now: float) -> None:
+        seat.process = None
+        close(process)
+        seat.failures = 1 if now - seat.started_at > SETTLED_S else seat.failures + 1
+        delay_s = BACKOFF_S[min(seat.failures, len(BACKOFF_S)) - 1]
+        seat.not_before = now + delay_s
+        log.error("worker.died", pid=process.pid, exit_code=process.returncode, delay_s=delay_s)
+
+    def alive(self) -> int:
+        """Return how many workers run."""
+        processes = [seat.process for seat in self._seats if seat.process is not None]
+        return sum(process.poll() is None for process in processes)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the running workers."""
+        return [seat.process.pid for seat in self._seats if seat.process is not None]
+
+    def terminate(self) -> None:
+        """Ask every worker to drain."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End every worker at once; its job goes back to the queue."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for seat in self._seats:
+            if seat.process is not None and seat.process.poll() is None:
+                seat.process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until every worker has ended; kill those that have not in time."""
+        deadline = time.monotonic() + timeout_s
+        for seat in self._seats:
+            if seat.process is None:
+                continue
+            try:
+                seat.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("worker.killed", pid=seat.process.pid, seconds=timeout_s)
+                seat.process.kill()
+                seat.process.wait()
+            close(seat.process)
+            seat.process = None
+
+
+def start_worker(settings: Settings) -> subprocess.Popen[bytes]:
+    """Return a new worker process; it has our settings and lives no longer than we do."""
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dicom_node.cli", "work", "--managed"],
+        stdin=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C in a terminal reaches the node alone, which drains
+    )
+    try:
+        write_settings(process, settings)
+    except BrokenPipeError:
+        log.error("worker.stillborn", pid=process.pid)  # the next tend() sees it and backs off
+    return process
+
+
+def write_settings(process: subprocess.Popen[bytes], settings: Settings) -> None:
+    """Hand the settings to a new worker as one line; its standard input stays open."""
+    if process.stdin is not None:
+        process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+
+
+def close(process: subprocess.Popen[bytes]) -> None:
+    """Close our end of the standard input of an ended worker."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+class Stop:
+    """SIGTERM and Ctrl-C: the first asks to drain, the second ends everything at once."""
+
+    def __init__(self, at_once: Callable[[], None]) -> None:
+        """Take the signals; `at_once` kills what would outlive us."""
+        self._asked = threading.Event()
+        self._at_once = at_once
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._asked.is_set():
+            self._at_once()
+            os._exit(128 + number)
+        self._asked.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep, at most `timeout_s`; True when the end was asked for."""
+        return self._asked.wait(timeout_s)
+
+
+def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) -> None:
+    """Run the node until SIGTERM; return when everything has drained.
+
+    Raises
+    ------
+    CannotStart, SettingsError, StoreUnavailable
+        If it cannot start; nothing runs then.
+    """
+    with sole_owner(settings), ExitStack() as parts:
+        store = open_store(settings.database_url)
+        parts.callback(store.close)
+        root = settings.node.state_dir.resolve() / "in"
+        files = PixelFiles(root, settings.files.min_free_bytes)
+        recover(settings, store, files)
+        failures = housekeeping.Failures()
+        pool = WorkerPool(settings, workers)
+        scp = NodeScp(settings, store, files)
+        probe = Probe(
+            scp_listening=lambda: scp.listening,
+            scp_port=lambda: scp.port,
+            workers=pool.alive,
+            failing_tasks=failures.names,
+        )
+        web = WebThread(settings, store, probe)
+        scp.start()
+        web.start()
+        parts.callback(web.stop)
+        sender = Sender(store, settings)
+        sender.start()
+        scheduler = housekeeping.start(store, settings, failures)
+        stop = Stop(at_once=pool.kill)
+        pool.tend()
+        say(f"receiving    {settings.node.ae_title} at {settings.node.host}:{scp.port}")
+        say(f"status page  {web.address}")
+        log.info("service.start", port=scp.port, url=web.address, workers=workers)
+        tend_until(stop, pool, store, settings)
+        scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
+        drain(settings.node.drain_s, pool, scp, sender)
+        return_jobs(store, utc_now())
+        log.info("service.stop")
+
+
+def drain(grace_s: float, pool: WorkerPool, scp: NodeScp, sender: Sender) -> None:
+    """Let everything that has begun come to its end, for `grace_s` at most."""
+    log.info("service.drain", seconds=grace_s)
+    deadline = time.monotonic() + grace_s
+    pool.terminate()
+    scp.stop(grace_s)
+    sender.stop(max(1.0, deadline - time.monotonic()))
+    pool.wait(max(0.0, deadline - time.monotonic()) + KILL_AFTER_S)
+
+
+def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
+    """Bring the state folder and the queue in order after whatever ended the last service."""
+    removed = intake.recover(files, store)
+    expired = expire_gone_workers(store, utc_now(), settings.engine.max_attempts)
+    log.info("service.recover", count=len(removed), jobs=expired)
+
+
+def tend_until(stop: Stop, pool: WorkerPool, store: Store, settings: Settings) -> None:
+    """Keep the workers alive until the end is asked for."""
+    while not stop.wait(TICK_S):
+        if not pool.tend():
+            continue
+        try:
+            expire_gone_workers(store, utc_now(), settings.engine.max_attempts)
+        except StoreUnavailable as error:  # housekeeping does it again every few seconds
+            log.warning("service.store_unavailable", error=str(error))

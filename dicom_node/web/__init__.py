@@ -1,0 +1,1 @@
+"""The status page: read-only, no script, no patient data."""

@@ -1,0 +1,327 @@
+"""The worker: claim, enhance, gate, publish. The only door from the service to the engine.
+
+The process that runs this loads torch; nothing heavy is imported before the first job.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from dicom_node import release_gate, telemetry
+from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUnavailable
+from dicom_node.retry import backoff_s
+from dicom_node.settings import Settings
+from dicom_node.states import HeldBy, JobState
+from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
+from dicom_node.worker.processes import worker_name
+from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
+from sr_engine.errors import InputRefused
+
+if TYPE_CHECKING:
+    from sr_engine.model.bundle import Bundle
+    from sr_engine.pipeline import EnhanceResult
+
+log = telemetry.get_logger()
+
+Progress = Callable[[str, float], None]
+IDLE_S = 1.0  # how long a worker sleeps when the queue is empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the engine is asked to do in one attempt."""
+
+    paths: tuple[Path, ...]
+    folder: Path
+    job: JobRow
+
+
+Engine = Callable[[Order, Settings, Progress], "EnhanceResult"]
+
+
+class Worker:
+    """One worker: takes job after job from the store until it is asked to end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        name: str | None = None,
+        shutdown: Shutdown | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        """Work on `store` with `engine` (default: the real one)."""
+        self._settings, self._store = settings, store
+        self.name = name or worker_name()
+        self._shutdown = shutdown or Shutdown()
+        self._engine = engine or run_engine
+
+    def run(self) -> None:
+        """Work until the shutdown is requested."""
+        prepare_environment(self._settings)
+        log.info("worker.start", worker=self.name, device=self._settings.engine.device)
+        while not self._shutdown.requested:
+            try:
+                busy = self.run_once()
+            except StoreUnavailable as error:
+                log.error("worker.store_unavailable", worker=self.name, error=str(error))
+                busy = False
+            if not busy:
+                self._shutdown.wait(IDLE_S)
+        log.info("worker.stop", worker=self.name)
+
+    def run_once(self) -> bool:
+        """Process one job; False when there was none."""
+        lease = timedelta(seconds=self._settings.engine.lease_s)
+        job = self._store.jobs.claim(self.name, utc_now(), lease)
+        if job is None:
+            return False
+        folder = attempts_dir(self._settings) / str(job.job_id) / attempt_name(job)
+        try:
+            self._attempt(job, folder)
+        except LeaseLost as error:
+            log.warning("job.dropped", job=job.job_id, attempt=job.attempt, reason=str(error))
+            discard(folder)
+        except GivenBack as error:
+            reason = str(error)
+            self._end(job, folder, lambda: self._give_back(job, reason))
+        except InputRefused as error:
+            reason = f"The series cannot be processed: {error}"
+            self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
+        except Exception as error:  # the worker's edge: one bad job must not end the worker
+            log.exception("job.failed", job=job.job_id, attempt=job.attempt)
+            reason = failure_text(error, job)
+            self._end(job, folder, lambda: self._fail(job, reason))
+        return True
+
+    def _attempt(self, job: ClaimedJob, folder: Path) -> None:
+        """Enhance, gate, publish; every way out but publishing or holding raises."""
+        row = self._store.jobs.get(job.job_id)
+        instances = self._store.series.instances(job.series_id)
+        order = Order(paths=tuple(one.path for one in instances), folder=folder, job=row)
+        folder.mkdir(parents=True)
+        with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
+            result = self._engine(order, self._settings, watch.progress)
+            watch.progress("release gate", 0.98)
+            findings = release_gate.check(result.written.paths, order.paths, result.provenance)
+            self._conclude(job, row, derived_series(result), findings, result.report)
+        discard_others(folder)
+
+    def _conclude(
+        self,
+        job: ClaimedJob,
+        row: JobRow,
+        derived: DerivedSeries,
+        findings: Sequence[release_gate.Finding],
+        report: Any,
+    ) -> None:
+        """Publish the result, or hold it with the reason."""
+        if findings:
+            reason = gate_text(findings)
+            self._store.jobs.hold_result(
+                job.job_id, self.name, derived, HeldBy.GATE, reason, utc_now()
+            )
+        elif not report.passed:
+            reason = f"The result is doubtful: {' '.join(report.findings)}"
+            self._store.jobs.hold_result(
+                job.job_id, self.name, derived, HeldBy.QUALITY, reason, utc_now()
+            )
+        else:
+            self._store.jobs.publish(job.job_id, self.name, derived, row.destinations, utc_now())
+
+    def _end(self, job: ClaimedJob, folder: Path, move: Callable[[], Any]) -> None:
+        """Settle a failed attempt, unless the job has become somebody else's."""
+        try:
+            move()
+        except (LeaseLost, IllegalTransition) as error:
+            log.warning("job.dropped", job=job.job_id, attempt=job.attempt, reason=str(error))
+        except StoreUnavailable as error:  # the lease runs out and gives the job back
+            log.error("worker.store_unavailable", job=job.job_id, error=str(error))
+        discard(folder)
+
+    def _move(self, job: ClaimedJob, event: str, **columns: Any) -> JobState:
+        return self._store.jobs.transition(
+            job.job_id, event, utc_now(), lessee=self.name, **columns
+        )
+
+    def _give_back(self, job: ClaimedJob, reason: str) -> JobState:
+        # It was not the job's fault, so the attempt does not count.
+        return self._move(job, "expire", reason=reason, attempts=job.attempt - 1)
+
+    def _fail(self, job: ClaimedJob, reason: str) -> JobState:
+        now = utc_now()
+        wait_s = backoff_s(job.attempt, Random(), cap_s=600.0)
+        return self._store.jobs.fail_attempt(
+            job.job_id,
+            self.name,
+            reason,
+            now,
+            max_attempts=self._settings.engine.max_attempts,
+            not_before=now + timedelta(seconds=wait_s),
+        )
+
+
+def run_engine(order: Order, settings: Settings, progress: Progress) -> "EnhanceResult":
+    """Return the derived series that the engine makes of the order; loads torch."""
+    from sr_engine.dicom.writer import JobIdentity
+    from sr_engine.pipeline import enhance
+
+    return enhance(
+        order.paths,
+        order.folder,
+        recipe=settings.recipe(),
+        # The job's own time, so that a repeated attempt writes the same bytes.
+        job=JobIdentity(
+            job_id=order.job.id, created=order.job.created_at, generation=order.job.generation
+        ),
+        bundle=load_bundle(settings.engine.weights, settings.engine.weights_sha256),
+        device=settings.engine.device,
+        incomplete_release=order.job.incomplete_release,
+        progress=progress,
+    )
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what the engine's libraries read when they are loaded."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a busy neighbour costs a factor of 4 else
+    if settings.engine.threads:
+        for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+            os.environ[name] = str(settings.engine.threads)
+
+
+@cache
+def load_bundle(weights: str, sha256: str) -> "Bundle":
+    """Return the weights, loaded once a process.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, or is not the one that the configuration expects.
+    """
+    from sr_engine.model.bundle import load
+
+    return load(weights, sha256 or None)
+
+
+def release(store: Store, job_id: int, now: datetime) -> JobState:
+    """Return the state after a person's release of a HELD job.
+
+    A series held for completeness or by a rule is queued; a result held by quality goes through
+    the gate once more and is published as it is.
+
+    Raises
+    ------
+    GateRefused
+        If the gate held the result, or finds something now.
+    IllegalTransition
+        If the job is not held.
+    """
+    job = store.jobs.get(job_id)
+    if job.state is not JobState.HELD:
+        raise IllegalTransition(f"job {job_id} is {job.state.value}, not HELD")
+    if job.held_by is HeldBy.GATE:
+        raise GateRefused(f"job {job_id} cannot be released, the gate held it: {job.reason}")
+    if job.held_by is not HeldBy.QUALITY:
+        return store.jobs.release(job_id, now)
+    findings = gate_again(store, job)
+    if findings:
+        raise GateRefused(f"job {job_id} cannot be released. {gate_text(findings)}")
+    store.jobs.publish_held(job_id, job.destinations, now)
+    return store.jobs.get(job_id).state
+
+
+def gate_again(store: Store, job: JobRow) -> Sequence[release_gate.Finding]:
+    """Return what the gate finds in a result that was kept."""
+    from pydicom import dcmread
+
+    from sr_engine.dicom.provenance import from_dataset
+
+    kept = store.jobs.derived(job.id)
+    for one in kept:
+        if not one.path.is_file() or file_sha256(one.path) != one.sha256:
+            raise GateRefused(f"job {job.id}: the kept result {one.path} is gone or was changed")
+    provenance = from_dataset(dcmread(kept[0].path, stop_before_pixels=True))
+    sources = [one.path for one in store.series.instances(job.series_id)]
+    return release_gate.check([one.path for one in kept], sources, provenance)
+
+
+def derived_series(result: "EnhanceResult") -> DerivedSeries:
+    """Return what the store keeps of an engine's result."""
+    written, provenance = result.written, result.provenance
+    return DerivedSeries(
+        series_uid=written.series_uid,
+        instances=tuple(
+            DerivedInstance(
+                sop_uid=sop_uid,
+                sop_class=written.sop_class_uid,
+                path=path.resolve(),
+                sha256=file_sha256(path),
+                bytes=path.stat().st_size,
+            )
+            for sop_uid, path in zip(written.sop_uids, written.paths, strict=True)
+        ),
+        recipe_digest=provenance.recipe_digest,
+        weights_sha256=provenance.bundle_sha256,
+        figures=job_figures(result),
+    )
+
+
+def job_figures(result: "EnhanceResult") -> Mapping[str, Any]:
+    """Return the plain JSON that the status page shows of a result."""
+    return {
+        "passed": bool(result.report.passed),
+        "findings": list(result.report.findings),
+        "quality": {name: float(value) for name, value in result.report.figures.items()},
+        "timings_s": dict(result.stages.seconds),
+        "peak_mib": dict(result.stages.peak_mib),
+    }
+
+
+def gate_text(findings: Sequence[release_gate.Finding]) -> str:
+    """Return the gate's findings as a sentence for an administrator."""
+    first = findings[0]
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    return f"The release gate refused the result by its rule {first.rule}: {first.message}{more}"
+
+
+def failure_text(error: Exception, job: ClaimedJob) -> str:
+    """Return why an attempt failed, without words that may quote a data set."""
+    words = str(error) if telemetry.own_error(error) else type(error).__name__
+    return f"Attempt {job.attempt} failed: {words} (details: log lines with job {job.job_id})"
+
+
+def attempts_dir(settings: Settings) -> Path:
+    """Return the folder of all derived files: ``<state>/out/<job>/<attempt>/``."""
+    return settings.node.state_dir.resolve() / "out"
+
+
+def attempt_name(job: ClaimedJob) -> str:
+    """Return a folder name that no other attempt ever has."""
+    return f"{job.attempt}-{secrets.token_hex(4)}"
+
+
+def discard(folder: Path) -> None:
+    """Delete what an attempt left behind."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_others(folder: Path) -> None:
+    """Delete the other attempts' folders of a job whose result lies in `folder`."""
+    for other in folder.parent.iterdir():
+        if other != folder:
+            discard(other)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

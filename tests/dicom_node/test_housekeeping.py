@@ -1,0 +1,110 @@
+"""Housekeeping: every periodic task on a real store."""
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dicom_node import housekeeping, telemetry
+from dicom_node.housekeeping import PERIODIC, Failures, Task, run_guarded
+from dicom_node.states import JobState
+from dicom_node.worker import Worker, attempts_dir
+from tests.dicom_node.nodes import copying_engine, queued_node
+
+
+@pytest.fixture
+def node(tmp_path):
+    made = queued_node(tmp_path)
+    yield made
+    made.store.close()
+
+
+def age(folder, seconds):
+    then = time.time() - seconds
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
+
+
+def test_the_table_has_the_tasks_and_rhythms_of_the_operations_page():
+    assert {task.name: task.every_s for task in PERIODIC} == {
+        "assemble": 1,
+        "leases": 5,
+        "disk": 30,
+        "ledger": 60,
+        "attempts": 300,
+    }
+
+
+@pytest.mark.parametrize("task", PERIODIC, ids=lambda task: task.name)
+def test_every_task_runs_on_a_real_store(task, node):
+    failures = Failures()
+
+    run_guarded(task, node.store, node.settings, failures)
+
+    assert failures.names() == []
+
+
+def test_an_expired_lease_returns_the_job_to_the_queue(node):
+    node.store.jobs.claim("w", datetime.now(UTC), timedelta(seconds=1))
+
+    housekeeping.expire(node.store, node.settings, datetime.now(UTC) + timedelta(seconds=5))
+
+    assert node.job.state is JobState.QUEUED
+
+
+def test_the_folders_of_dead_attempts_are_swept_and_results_stay(node):
+    Worker(node.settings, node.store, engine=copying_engine(passed=False)).run_once()
+    (kept,) = attempts_dir(node.settings).glob("*/*")
+    dead, young = (attempts_dir(node.settings) / "99" / name for name in ("1-dead", "2-young"))
+    for folder in (dead, young):
+        folder.mkdir(parents=True)
+        (folder / "1.part").touch()
+    for folder in (kept, dead):
+        age(folder, 3 * node.settings.engine.lease_s)
+
+    housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
+
+    assert (kept.exists(), dead.exists(), young.exists()) == (True, False, True)
+
+
+def test_a_task_that_fails_is_remembered_until_it_works_again(node):
+    broken = [True]
+
+    def moody(store, settings, now):
+        if broken:
+            raise RuntimeError("no")
+
+    task, failures = Task(name="moody", every_s=1, run=moody), Failures()
+    run_guarded(task, node.store, node.settings, failures)
+    assert failures.names() == ["moody"]
+
+    broken.clear()
+    run_guarded(task, node.store, node.settings, failures)
+    assert failures.names() == []
+
+
+def test_the_ledger_is_exported(node):
+    housekeeping.check_ledger(node.store, node.settings, datetime.now(UTC))
+
+    value = telemetry.registry.get_sample_value(
+        "dicom_node_ledger_instances", {"part": "in_flight"}
+    )
+    assert value == len(node.paths)
+    assert telemetry.registry.get_sample_value("dicom_node_ledger_balanced") == 1
+
+
+def test_the_scheduler_assembles_by_itself(tmp_path):
+    node = queued_node(tmp_path, assembly={"idle_s": 0.2, "min_slices": 2}, leave_out=1)
+    scheduler = housekeeping.start(node.store, node.settings, Failures())
+    try:
+        node.submit(node.paths[len(node.paths) // 2 - 1])
+        assert node.job.state is JobState.RECEIVING
+        deadline = time.monotonic() + 10
+        while node.job.state is JobState.RECEIVING and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        scheduler.shutdown()
+
+    assert node.job.state is JobState.QUEUED
+    node.store.close()
