@@ -98,9 +98,7 @@ def test_twenty_real_series_reach_the_archive_once(busy_machine, shared_series, 
     source = shared_series("p03")
     with LoopbackArchive(tmp_path / "archive") as archive:
         peer = destination(archive.port, "ARCHIVE")
-        uids, outcomes = soak(
-            peer, lambda to: real_series(source, to), tmp_path / "out", sends=20
-        )
+        uids, outcomes = soak(peer, lambda to: real_series(source, to), tmp_path / "out", sends=20)
 
     assert len(uids) == 700
     check_soak(uids, outcomes, archive.received)
