@@ -59,9 +59,12 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
+KILLS ?= 200
+
 .PHONY: faults
-faults: .venv/test.stamp ## only the tests that kill, fill, cut and lie
-	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+faults: system-packages .venv/test.stamp ## kill -9 service and workers KILLS times on the way of a series
+	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS) \
+	  $(addprefix --series ,$(wildcard ../shared/data/series/p01*))
 
 .PHONY: soak
 soak: .venv/test.stamp ## send many series at once for a while and count what arrives

@@ -27,6 +27,7 @@ from pydicom.uid import generate_uid
 
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
+from tests.integration import marks
 from tests.integration.partners import Node, Orthanc, free_port, run_storescu, wait_for
 
 RULES = """
@@ -230,16 +231,23 @@ def run(folder: Path, sources: list[Path], kills: int, per_round: int, seed: int
     return tally
 
 
+def source_files(series: Path | None, folder: Path) -> list[Path]:
+    """Return the files of `series`, or of a phantom written into `folder`."""
+    if series is None:
+        return marks.write_marked(folder / "phantom", marks.marked_volume("axial")[0])
+    return sorted(path for path in series.iterdir() if path.is_file())
+
+
 def main() -> int:
     """Run the campaign of the command line; 0 when every promise held."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--series", type=Path, required=True, help="folder of one MR series")
+    parser.add_argument("--series", type=Path, help="folder of one MR series [a phantom]")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--per-round", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    sources = sorted(path for path in arguments.series.iterdir() if path.is_file())
     with tempfile.TemporaryDirectory(prefix="kill9-") as folder:
+        sources = source_files(arguments.series, Path(folder))
         tally = run(Path(folder), sources, arguments.kills, arguments.per_round, arguments.seed)
     print(json.dumps(vars(tally), indent=1))
     return 0 if tally.clean else 1

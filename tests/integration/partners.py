@@ -237,6 +237,11 @@ class Node:
                 f"log: {self.log.read_text()[-2000:]}"
             ) from None
 
+    def page(self, path: str) -> str:
+        """Return what the web server answers to `path`."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.web}{path}", timeout=20) as reply:
+            return reply.read().decode()
+
     def workers(self) -> list[int]:
         """Return the process numbers of the running workers."""
         assert self.process is not None
