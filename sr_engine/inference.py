@@ -74,6 +74,21 @@ def head_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
+def _ramp(box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> np.ndarray:
+    """Return weights over the box, float32: 1 at the head, falling to 0 through its margin.
+
+    A box of denoised air in noisy air would show as a rectangle around the head.
+    """
+    weights = []
+    for part, n in zip(box, shape, strict=True):
+        index = np.arange(part.start, part.stop)
+        before = (index - part.start + 1) / MARGIN if part.start else np.ones(len(index))
+        after = (part.stop - index) / MARGIN if part.stop < n else np.ones(len(index))
+        weights.append(np.clip(np.minimum(before, after), 0, 1).astype(np.float32))
+    k, i, j = weights
+    return k[:, None, None] * i[None, :, None] * j[None, None, :]
+
+
 def predict_triaxial(
     given: NetworkInput,
     bundle: Bundle,
@@ -98,6 +113,7 @@ def predict_triaxial(
     model = bundle.model.to(place, memory_format=torch.channels_last)
     box = head_box(given.mask)
     lengths = [given.volume[box].shape[a] for a in axes]
+    ramp = _ramp(box, given.volume.shape)
     done, stacks = 0, []
     for axis in axes:
         stack = given.volume.copy()
@@ -109,6 +125,8 @@ def predict_triaxial(
             progress(done / sum(lengths))
         if not np.isfinite(stack).all():
             raise EngineError(f"the network gave values that are no numbers along {AXES[axis]}")
+        plain = given.volume[box]
+        stack[box] = plain + ramp * (stack[box] - plain)
         stacks.append(stack)
     return stacks
 

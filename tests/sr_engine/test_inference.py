@@ -54,6 +54,16 @@ def test_only_the_box_around_the_head_is_changed(given):
         assert not np.allclose(stack[box], given.volume[box], atol=1e-3)
 
 
+def test_the_change_fades_out_through_the_margin_and_is_whole_at_the_head(given):
+    blurred = network(0.1)
+    (stack,) = predict_triaxial(given, blurred, steps=1, device="cpu", axes=(0,))
+    change = np.abs(stack - given.volume)
+    box = head_box(given.mask)
+    face = change[box[0].start, box[1], box[2]].mean()
+    head = change[given.mask].mean()
+    assert 0 < face < 0.2 * head
+
+
 def test_the_same_input_and_seed_give_the_same_bytes(given):
     first = predict_triaxial(given, network(0.1), steps=2, device="cpu", temperature=1.0, seed=5)
     again = predict_triaxial(given, network(0.1), steps=2, device="cpu", temperature=1.0, seed=5)
