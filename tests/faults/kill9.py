@@ -130,9 +130,11 @@ class Campaign:
         for _ in range(during_send):
             waiting = self._send_and_kill(waiting)
         wait_for("all are acknowledged", lambda: not self._send(waiting), 120)
-        for _ in range(kills - during_send):
+        for _ in range(kills - during_send - 1):
             time.sleep(self.random.uniform(0.05, 6.0))
             self._kill(self.random.choice(["serve", "worker"]), series_uid)
+        if kills > during_send:
+            self._kill_while_delivering(series_uid)
         job = self.node.wait_state(series_uid, ["DELIVERED", "DEAD", "HELD"], 240)
         self.tally.not_delivered += job["state"] != "DELIVERED"
 
@@ -170,6 +172,15 @@ class Campaign:
         self.node.process.kill()
         self._count("serve", state)
         self._restart()
+
+    def _kill_while_delivering(self, series_uid: str) -> None:
+        """Kill the service a moment after the result is published."""
+        states = ("DERIVED", "DELIVERED", "DEAD", "HELD")
+        end = time.monotonic() + 240
+        while time.monotonic() < end and self.node.job(series_uid)["state"] not in states:
+            time.sleep(0.02)
+        time.sleep(self.random.uniform(0.0, 0.8))
+        self._kill("serve", series_uid)
 
     def _restart(self) -> None:
         assert self.node.process is not None
