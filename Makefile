@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := .venv/bin
 
 # A busy neighbour makes default torch four times slower; passive waiting cures it.

@@ -275,21 +275,3 @@ def run_storescu(
         ],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
-
-
-def validator_errors(path: Path) -> set[str]:
-    """Return the Error lines of dciodvfy for one file."""
-    done = subprocess.run(
-        ["dciodvfy", str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
-    lines = (done.stdout + done.stderr).splitlines()
-    return {line for line in lines if line.startswith("Error")}
-
-
-def entity_errors(paths: Sequence[Path]) -> set[str]:
-    """Return the Error lines of dcentvfy for the files of one study."""
-    done = subprocess.run(
-        ["dcentvfy", *map(str, paths)], capture_output=True, text=True, timeout=60, check=False
-    )
-    lines = (done.stdout + done.stderr).splitlines()
-    return {line for line in lines if "Error" in line}

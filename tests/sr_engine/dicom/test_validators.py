@@ -1,30 +1,18 @@
 """dciodvfy and dcentvfy find nothing in a derived series that the source does not have."""
 
-import re
 import shutil
-import subprocess
 
 import pytest
 
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
-
-# The packaged dciodvfy of 2022 does not know SyntheticData (0008,001C).
-ALLOWED = re.compile(r"not a recognized standard attribute - \(0x0008,0x001c\)")
+from tests.validators import errors
 
 
 @pytest.fixture(scope="module", autouse=True)
 def validators():
     if not shutil.which("dciodvfy") or not shutil.which("dcentvfy"):
         pytest.skip("dicom3tools (dciodvfy, dcentvfy) is not installed")
-
-
-def errors(tool, *paths):
-    """Return the distinct errors, the place of a damaged UID left out."""
-    command = [tool, *map(str, paths)]
-    output = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
-    lines = {line for line in output.splitlines() if line.startswith("Error")}
-    return {re.sub(r' - ".*', "", line) for line in lines if not ALLOWED.search(line)}
 
 
 @pytest.mark.parametrize("orientation", phantoms.ORIENTATIONS)
