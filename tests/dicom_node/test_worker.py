@@ -324,7 +324,11 @@ def test_an_attempt_that_the_service_itself_ended_does_not_count(node):
     assert (node.job.state, node.job.attempts) == (JobState.QUEUED, 0)
 
 
-@pytest.mark.parametrize("name", ["elsewhere/4026/1/ab", "", "w1", "a/b/c/d", worker_name()])
+@pytest.mark.parametrize(
+    "name",
+    ["elsewhere/4026/1/ab", "", "w1", "a/b/c/d", worker_name()],
+    ids=["elsewhere", "nobody", "one part", "no number", "ourselves"],
+)
 def test_only_a_worker_of_this_host_is_known_to_be_gone(name):
     assert not is_gone(name)
 
