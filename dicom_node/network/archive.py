@@ -38,9 +38,7 @@ class LoopbackArchive:
 
     def start(self) -> Self:
         """Listen; raises NodeError when the port is taken."""
-        self._server = listen(
-            self._ae, (self.host, self.port), [(evt.EVT_C_STORE, self._on_store)]
-        )
+        self._server = listen(self._ae, (self.host, self.port), [(evt.EVT_C_STORE, self._on_store)])
         self.port = int(self._server.server_address[1])
         return self
 

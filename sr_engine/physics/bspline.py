@@ -34,9 +34,7 @@ def _basis(n: int, positions: np.ndarray) -> np.ndarray:
     weights = _weights(positions - base)
     matrix = np.zeros((len(positions), n))
     for tap in range(4):
-        np.add.at(
-            matrix, (np.arange(len(positions)), _mirror(base - 1 + tap, n)), weights[tap]
-        )
+        np.add.at(matrix, (np.arange(len(positions)), _mirror(base - 1 + tap, n)), weights[tap])
     return matrix
 
 

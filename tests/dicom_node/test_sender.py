@@ -63,9 +63,7 @@ def settings_for(tmp_path, *peers, **sending) -> Settings:
         for name, ae, port in peers
     ]
     limits = {"timeout_s": 2.0, "backoff_first_s": 5.0} | sending
-    return rig_settings(
-        tmp_path, peers=described, sending=limits, node={"acse_timeout_s": 2.0}
-    )
+    return rig_settings(tmp_path, peers=described, sending=limits, node={"acse_timeout_s": 2.0})
 
 
 def sender_for(store, tmp_path, *peers, now=NOW, **sending) -> Sender:
@@ -329,4 +327,3 @@ def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):
 
     assert "not accepted" in delivery(store, job_id)["reason"]
     assert store.jobs.get(job_id).state == "DEAD"
-

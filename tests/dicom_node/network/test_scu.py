@@ -271,9 +271,7 @@ def store_through_the_gap(peer, path, *, cured):
     ae = AE(ae_title="SRNODE")
     ae.dimse_timeout = 1.0
     ae.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
-    association = ae.associate(
-        peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers
-    )
+    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
     time.sleep(0.05)
     status = association.send_c_store(path)
     association.abort()
