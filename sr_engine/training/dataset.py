@@ -56,6 +56,11 @@ def read_shards(folder: Path, use: str = "train") -> list[Shard]:
     return [read_shard(path) for path in paths]
 
 
+def has_shards(folder: Path | str, use: str) -> bool:
+    """Return whether `folder` holds shards for `use`."""
+    return any((Path(folder) / use).glob("*.safetensors"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Crops of slices: `high` (B, 1, H, W) and what the model may know of them."""
@@ -63,6 +68,7 @@ class Batch:
     high: Tensor
     condition: Condition
     mask: Tensor  # (B, 1, H, W) bool
+    error: Tensor  # (B,) mean squared error of interpolation in the scene that a crop is cut from
 
 
 class SlicePool:
@@ -94,13 +100,14 @@ class SlicePool:
     def batch(self, count: int) -> Batch:
         """Return `count` random crops, drawn from all scenes and all three axes."""
         rows = [self._crop(self.scenes[self.rng.integers(len(self.scenes))]) for _ in range(count)]
-        high, slices, b, g, acquisition, mask = (
+        high, slices, b, g, acquisition, mask, error = (
             torch.stack(part) for part in zip(*rows, strict=True)
         )
         return Batch(
             high=high,
             condition=Condition(slices=slices, b=b, g=g, acquisition=acquisition),
             mask=mask,
+            error=error,
         )
 
     def _crop(self, scene: Scene) -> tuple[Tensor, ...]:
@@ -123,7 +130,8 @@ class SlicePool:
         high = scene.high.permute(order)[centre[0], window[0], window[1]]
         mask = scene.mask.permute(order)[centre[0], window[0], window[1]]
         b, g = self._guidance(scene, order, centre[0], corner)
-        return high[None], low, b, g, acquisition_vector(scene, order), mask[None]
+        error = torch.tensor(scene.error)
+        return high[None], low, b, g, acquisition_vector(scene, order), mask[None], error
 
     def _centre(self, scene: Scene, order: list[int]) -> list[int]:
         for _ in range(20):

@@ -91,7 +91,7 @@ class Distiller:
         """Return the loss of one batch: the data's own, the teacher's targets, its features."""
         from sr_engine.training.train import denoising_loss
 
-        own = denoising_loss(student, batch, self.config.trajectory_share, generator)
+        own = denoising_loss(student, batch, self.config, generator)
         steps = self.steps_at(progress)
         levels = noise_levels(student.config, steps)
         index = torch.randint(steps, (len(batch.high),), generator=generator)

@@ -49,12 +49,14 @@ class Scene:
     high, low : (K, J, I), float32    target, and the interpolated input; normalised alike
     mask : (K, J, I), bool            head
     noise                             sigma of one channel in normalised units
+    error                             mean squared error of `low` in the head
     """
 
     high: Tensor
     low: Tensor
     mask: Tensor
     noise: float
+    error: float
     draw: Draw
 
 
@@ -180,4 +182,6 @@ def simulate(high: Tensor, mask: Tensor, d: Draw) -> Scene:
         if pair is not None:
             low = along(pair[1], low, axis)
     scale = float(torch.quantile(low[mask][::7].float(), 0.999))
-    return Scene(high=high / scale, low=low / scale, mask=mask, noise=sigma / scale, draw=d)
+    high, low = high / scale, low / scale
+    error = float((high - low)[mask].square().mean())
+    return Scene(high=high, low=low, mask=mask, noise=sigma / scale, error=error, draw=d)

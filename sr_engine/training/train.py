@@ -28,13 +28,15 @@ from sr_engine.model.diffusion import (
     sample_sigma,
 )
 from sr_engine.training.checkpoint import load_state, save_state
-from sr_engine.training.dataset import Batch, SlicePool, read_shards
+from sr_engine.training.dataset import Batch, SlicePool, has_shards, read_shards
 from sr_engine.training.distill import Distiller
+from sr_engine.training.muon import Muon, is_matrix
 
 Report = Callable[[str], None]
 STAGES = ("autoencoder", "teacher", "student")
 AVERAGE_HALF_LIFE_STEPS = 300
 CLIP_NORM = 1.0
+VALIDATION_SCENES, VALIDATION_CROPS, VALIDATION_SEED = 6, 96, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +51,18 @@ class TrainConfig:
     crop: int = 64
     scenes: int = 8
     refresh_every: int = 50
-    learning_rate: float = 6e-4
+    learning_rate: float = 6e-4  # of AdamW: embeddings, biases, thin layers
+    matrix_learning_rate: float = 0.015  # of Muon: convolutions
     warm_up_steps: int = 300
     seed: int = 1
     codec: str = ""  # weight file whose autoencoder is taken over, frozen
+    initial: str = ""  # weight file of the same networks to start from; empty: from random weights
     teacher: str = ""  # student: weight file to distil from; empty: from the data alone
     distill_steps: tuple[int, ...] = (4, 2, 1)  # teacher steps are halved stage by stage
     distill_weight: float = 0.5
     feature_weight: float = 0.05
-    trajectory_share: float = 0.5
+    first_share: float = 0.5  # of a batch: starts where the sampler does, at zero
+    trajectory_share: float = 0.3  # of a batch: lies on the sampler's own path; the rest is noised
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @classmethod
@@ -89,18 +94,22 @@ class Trainer:
         self.config, self.device, self.report = config, torch.device(device), report
         torch.manual_seed(config.seed)
         self.model = SuperResolver(config.model)
-        if config.codec:
+        self.earlier: dict[str, object] = {}
+        if config.initial:
+            start = bundle.load(config.initial)
+            self.model.load_state_dict(start.model.state_dict())
+            self.earlier = {"sha256": start.sha256, "record": start.record}
+        elif config.codec:
             self.model.codec.load_state_dict(bundle.load(config.codec).model.codec.state_dict())
         self.model.to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.trained = list(self._trained_parameters())
-        self.optimiser = torch.optim.AdamW(
-            self.trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
-        )
+        self.optimisers = build_optimisers(self.trained, config)
         self.shards = read_shards(Path(config.data))
         self.distiller = Distiller.build(config, self.model, self.device)
         self.step, self.seconds = 0, 0.0
         self.losses: list[list[float]] = []
+        self.unseen = self._validation_batch()
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def _trained_parameters(self):
@@ -111,6 +120,19 @@ class Trainer:
             if wanted:
                 yield parameter
 
+    def _validation_batch(self) -> Batch | None:
+        """Return the same crops of unseen volumes for every run; None without such shards."""
+        if self.config.stage == "autoencoder" or not has_shards(self.config.data, "validation"):
+            return None
+        pool = SlicePool(
+            read_shards(Path(self.config.data), "validation"),
+            context=self.config.model.context,
+            crop=self.config.crop,
+            scenes=VALIDATION_SCENES,
+            seed=VALIDATION_SEED,
+        )
+        return to_device(pool.batch(VALIDATION_CROPS), self.device)
+
     @property
     def state_path(self) -> Path:
         """Where the resumable state lies."""
@@ -118,7 +140,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on where the saved state ended."""
-        progress = load_state(self.state_path, self.model, self.average, self.optimiser)
+        progress = load_state(self.state_path, self.model, self.average, self.optimisers)
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.losses = progress["losses"]
         self.report(f"resumed at step {self.step}, {self.seconds / 60:.1f} min")
@@ -155,21 +177,28 @@ class Trainer:
 
     def _tell(self, recent: list[float], budget: float) -> None:
         mean = sum(recent) / len(recent)
-        self.losses.append([self.step, round(self.seconds, 1), round(mean, 5)])
+        row, unseen = [self.step, round(self.seconds, 1), round(mean, 5)], ""
+        if self.unseen is not None:
+            gain = first_step_gain_db(self.average, self.unseen)
+            row.append(round(gain, 4))
+            unseen = f"validation {gain:+.3f} dB "
+        self.losses.append(row)
         self.report(
-            f"{self.config.stage} step {self.step} loss {mean:.4f} "
+            f"{self.config.stage} step {self.step} loss {mean:.4f} {unseen}"
             f"{self.seconds / 60:.1f}/{budget / 60:.0f} min"
         )
 
     def _update(self, batch: Batch, progress: float) -> float:
         batch = to_device(batch, self.device)
         loss = self._loss(batch, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate(progress)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
-        self.optimiser.step()
+        share = self._learning_rate(progress)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * share
+            optimiser.step()
         decay = 0.5 ** (1 / min(AVERAGE_HALF_LIFE_STEPS, 1 + self.step / 4))
         with torch.no_grad():
             for kept, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -180,23 +209,20 @@ class Trainer:
         return value
 
     def _learning_rate(self, progress: float) -> float:
+        """Return the share of the configured rates: a ramp, then half a cosine."""
         warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
-        return (
-            self.config.learning_rate
-            * warm
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        )
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _loss(self, batch: Batch, progress: float) -> Tensor:
         if self.config.stage == "autoencoder":
             return self.model.codec.detail_energy(batch.high)
         if self.distiller is not None:
             return self.distiller.loss(self.model, batch, progress, self.generator)
-        return denoising_loss(self.model, batch, self.config.trajectory_share, self.generator)
+        return denoising_loss(self.model, batch, self.config, self.generator)
 
     def _save_state(self) -> None:
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
-        save_state(self.state_path, self.model, self.average, self.optimiser, progress)
+        save_state(self.state_path, self.model, self.average, self.optimisers, progress)
 
     def write(self) -> str:
         """Write the averaged weights with their record; return the file's SHA-256."""
@@ -210,9 +236,27 @@ class Trainer:
             "parameters": parameter_count(self.model),
             "device": device_name(self.device),
             "torch": torch.__version__,
+            "initial": self.earlier,
             "teacher_sha256": self.distiller.teacher_sha256 if self.distiller else "",
         }
         return bundle.save(Path(self.config.out), self.average, record)
+
+
+def build_optimisers(parameters: list[Tensor], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the convolutions and AdamW for all else, each knowing its first rate."""
+    matrices = [p for p in parameters if is_matrix(p)]
+    others = [p for p in parameters if not is_matrix(p)]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(Muon(matrices, lr=config.matrix_learning_rate))
+    if others:
+        found.append(
+            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        )
+    for optimiser in found:
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return found
 
 
 def device_name(device: torch.device) -> str:
@@ -230,35 +274,59 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         **{k: getattr(batch.condition, k).to(device, non_blocking=True)
            for k in ("slices", "b", "g", "acquisition")}
     )  # fmt: skip
-    return Batch(high=batch.high.to(device), condition=condition, mask=batch.mask.to(device))
+    return Batch(
+        high=batch.high.to(device),
+        condition=condition,
+        mask=batch.mask.to(device),
+        error=batch.error.to(device),
+    )
 
 
 def denoising_loss(
-    model: SuperResolver, batch: Batch, trajectory_share: float, generator: torch.Generator
+    model: SuperResolver, batch: Batch, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
-    """Return the denoising loss of a batch, each slice weighted by how hard it is.
+    """Return the denoising loss of a batch, each crop weighted by how hard its scene is.
 
-    A share of the batch starts from the sampler's own deterministic path (temperature 0) instead
-    of from noise around the truth: what the product runs is what is trained.
+    A share of the batch starts where the product's sampler does (zero at sigma_max, temperature
+    0), another share lies on the path from there; only the rest is noise around the truth. What
+    the product runs is what is trained. Dividing by the error of the whole scene makes the loss of
+    a scene its relative squared error, whose logarithm is the gain in dB.
 
     Source: Karras 2022, equation 2 with the weights of table 1.
     """
     device = batch.high.device
     clean = model.residual(batch.high, batch.condition.slices)
     count = len(clean)
-    sigma = sample_sigma(model.config, count, generator).to(device)
-    noise = torch.randn(clean.shape, generator=generator).to(device)
     latent = model.condition(batch.condition.slices)
+    first = int(config.first_share * count)
+    own = slice(first, first + int(config.trajectory_share * count))
+    sigma = sample_sigma(model.config, count, generator).to(device)
+    sigma[:first] = model.config.sigma_max
+    noise = torch.randn(clean.shape, generator=generator).to(device)
     noised = clean + sigma[:, None, None, None] * noise
+    noised[:first] = 0
+    if own.stop > own.start:
+        noised[own] = own_path(model, sigma[own], latent[own], batch.condition[own])
     weight = loss_weight(sigma)
-    own = int(trajectory_share * count)
-    if own:
-        part = slice(0, own)
-        noised[part] = own_path(model, sigma[part], latent[part], batch.condition[part])
-        weight[part] = 1.0  # the state's error does not shrink with sigma there
+    weight[: own.stop] = 1.0  # the state's error does not shrink with sigma there
     estimate = model.denoise(noised, sigma, latent, batch.condition)
-    hardness = clean.square().mean(dim=(1, 2, 3), keepdim=True) + 0.1
-    return (weight * (estimate - clean).square() / hardness).mean()
+    return (weight * (estimate - clean).square() / hardness(model, batch)).mean()
+
+
+def hardness(model: SuperResolver, batch: Batch) -> Tensor:
+    """Return the expected square (B, 1, 1, 1) of a crop's clean residual, with a floor."""
+    return (batch.error / model.config.residual_std**2 + 0.05)[:, None, None, None]
+
+
+@torch.no_grad()
+def first_step_gain_db(model: SuperResolver, batch: Batch) -> float:
+    """Return by how much one network call lowers the error of interpolation, mean in dB."""
+    clean = model.residual(batch.high, batch.condition.slices)
+    sigma = clean.new_full((len(clean),), model.config.sigma_max)
+    latent = model.condition(batch.condition.slices)
+    estimate = model.denoise(torch.zeros_like(clean), sigma, latent, batch.condition)
+    before, after = (x.square().mean(dim=(1, 2, 3)) for x in (clean, estimate - clean))
+    return float(10 * torch.log10(before / after).mean())
 
 
 def own_path(model: SuperResolver, sigma: Tensor, latent: Tensor, condition: Condition) -> Tensor:
