@@ -88,7 +88,7 @@ class EngineSettings(Section):
     """What the engine does with a series, and how its workers are watched."""
 
     spacing_mm: float = 0.7
-    steps: int = 4
+    steps: int = 1
     seed: int = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     weights: Annotated[str, Field(min_length=1)] = "default"

@@ -24,7 +24,7 @@ class Recipe:
     """
 
     spacing_mm: float = 0.7  # target voxel size; a finer acquired axis keeps its own
-    steps: int = 4  # network calls a slice
+    steps: int = 1  # network calls a slice
     seed: int = 0
     use_bias_field: bool = True  # b guides the network (N4)
     use_gradient_map: bool = True  # g guides the network (spherical harmonics)

@@ -25,6 +25,9 @@ to = ["orthanc"]
 """
 
 
+SHIPPED_STUDENT = 'device = "cpu"'
+
+
 def engine(weights: Path, spacing_mm: float = 0.7) -> str:
     return f'weights = "{weights}"\nsteps = 1\ndevice = "cpu"\nspacing_mm = {spacing_mm}'
 
@@ -50,28 +53,40 @@ def first_number(value) -> float:
 
 
 def median_brightness(datasets) -> float:
-    """Return the median grey of what is not dark under the default window, 0 .. 1."""
-    greys = []
-    for dataset in datasets:
-        pixels = dataset.pixel_array * float(dataset.get("RescaleSlope", 1))
-        pixels = pixels + float(dataset.get("RescaleIntercept", 0))
-        centre, width = first_number(dataset.WindowCenter), first_number(dataset.WindowWidth)
-        greys.append(np.clip((pixels - (centre - 0.5)) / (width - 1) + 0.5, 0, 1).ravel())
-    grey = np.concatenate(greys)
+    """Return the median grey of what is not dark under the default window, 0 .. 1.
+
+    Without a usable window (p02: width 0) a viewer spreads the grey scale over what is there: the
+    1st to the 99th percentile.
+    """
+    volume = np.stack(
+        [
+            d.pixel_array * float(d.get("RescaleSlope", 1)) + float(d.get("RescaleIntercept", 0))
+            for d in datasets
+        ]
+    )
+    if first_number(datasets[0].get("WindowWidth", 0)) >= 1:
+        centre, width = (
+            np.array([first_number(d[key].value) for d in datasets])[:, None, None]
+            for key in ("WindowCenter", "WindowWidth")
+        )
+    else:
+        low, high = np.percentile(volume, (1, 99))
+        centre, width = (low + high) / 2, high - low
+    grey = np.clip((volume - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
     return float(np.median(grey[grey > 0.1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "rules"),
+    ("name", "rules", "student"),
     [
-        ("p01-siemens-avanto-1p5t-t1mpr-slab", ""),  # the default rules take it
-        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR),
-        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR),
+        ("p01-siemens-avanto-1p5t-t1mpr-slab", "", "shipped"),  # the default rules take it
+        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped"),
+        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),
     ],
 )
 def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
-    name, rules, archive, shared_series, small_weights, tmp_path
+    name, rules, student, archive, shared_series, small_weights, tmp_path
 ):
     sources = sorted(path for path in shared_series(name).rglob("*") if path.is_file())
     headers = [pydicom.dcmread(path) for path in sources]
@@ -83,7 +98,7 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
         tmp_path / "node",
         archives=[archive],
         rules=rules,
-        engine=engine(small_weights),
+        engine=SHIPPED_STUDENT if student == "shipped" else engine(small_weights),
         port=archive.node_port,
     ).start()
     try:
@@ -103,8 +118,8 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
     assert {d.PatientID for d in derived} == {headers[0].PatientID}
     assert list(derived[0].ImageType)[:2] == ["DERIVED", "SECONDARY"]
     check_field_of_view(headers, derived)
-    if first_number(headers[0].get("WindowWidth", 0)) >= 1:  # p02 has a window of width 0
-        assert median_brightness(derived) == pytest.approx(median_brightness(headers), abs=0.02)
+    if len(headers) > 1:  # p04 keeps its windows in functional groups
+        assert median_brightness(derived) == pytest.approx(median_brightness(headers), rel=0.02)
     check_validators(sources, derived, tmp_path / "back")
     check_no_patient(headers, node.log.read_text() + page)
 
@@ -168,7 +183,7 @@ def test_the_same_patient_point_lies_at_the_same_place(
     found = marks.marks_of(derived, near=corners)
     assert np.abs(found - corners).max() < 0.01
     source = [pydicom.dcmread(path) for path in sources]
-    assert median_brightness(derived) == pytest.approx(median_brightness(source), abs=0.02)
+    assert median_brightness(derived) == pytest.approx(median_brightness(source), rel=0.02)
 
 
 @pytest.mark.slow
