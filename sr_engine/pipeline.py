@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
-from scipy.ndimage import binary_dilation
 
 from sr_engine import __version__
 from sr_engine.dicom.provenance import Provenance
@@ -176,8 +175,7 @@ def enhance_volume(
         model = AcquisitionModel.from_grids(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )
-        near = binary_dilation(mask, iterations=2)
-        mean = _consistent(model, fused, normal, near, noise.sigma, recipe)
+        mean = _consistent(model, fused, normal, mask, noise.sigma, recipe)
     with stages.stage("judge"):
         report = judge(
             measured=normal,
@@ -295,19 +293,20 @@ def _consistent(
     model: AcquisitionModel,
     fused: Fused,
     measured: np.ndarray,
-    near: np.ndarray,
+    mask: np.ndarray,
     sigma: float,
     recipe: Recipe,
 ) -> np.ndarray:
     """Return the fused mean after the data-consistency step, never below zero.
 
     A magnitude is not negative, and what is cut off at zero must be made up for: the step is
-    repeated after the cut (projection onto convex sets).
+    repeated after the cut (projection onto convex sets). Only the head counts: outside it the
+    magnitude has turned negative ringing positive, which no signal explains.
     """
     volume = np.maximum(fused.mean, 0)
     for _ in range(CONSISTENCY_PASSES if recipe.data_consistency else 0):
         moved = model.consistent(
-            volume, measured, sigma, weight=recipe.consistency_weight, mask=near
+            volume, measured, sigma, weight=recipe.consistency_weight, mask=mask
         )
         volume = np.maximum(moved, 0)
     return volume

@@ -145,7 +145,7 @@ class AcquisitionModel:
         weight
             Above 1 the model is trusted more, below 1 the data; 0 imposes the data.
         mask : bool, shape of `low`
-            Where the data count, e.g. the head widened by two voxels; default everywhere. Air
+            Where the data count, e.g. the head; default everywhere. Air
             would dilute the power of the error.
         """
         counts = self.covered() if mask is None else self.covered() & mask
