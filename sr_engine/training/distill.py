@@ -89,7 +89,7 @@ class Distiller:
         self, student: SuperResolver, batch: "Batch", progress: float, generator: torch.Generator
     ) -> Tensor:
         """Return the loss of one batch: the data's own, the teacher's targets, its features."""
-        from sr_engine.training.train import denoising_loss
+        from sr_engine.training.train import denoising_loss, hardness
 
         own = denoising_loss(student, batch, self.config, generator)
         steps = self.steps_at(progress)
@@ -98,12 +98,12 @@ class Distiller:
         device = batch.high.device
         high, low = levels[index].to(device), levels[index + 1].to(device)
         mid = halve(levels)[index].to(device)
-        target, taught, x = self._teach(student, batch, (high, mid, low), generator)
+        target, taught, x = self._teach(student, batch, (high, mid, low), index == 0, generator)
         features: list[Tensor] = []
         latent = student.condition(batch.condition.slices)
         estimate = student.denoise(x, high, latent, batch.condition, features)
-        hardness = target.square().mean(dim=(1, 2, 3), keepdim=True) + 0.1
-        match = (loss_weight(high) * (estimate - target).square() / hardness).mean()
+        hard = hardness(student, batch)
+        match = (loss_weight(high) * (estimate - target).square() / hard).mean()
         feature = self._feature_distance(features, taught)
         weight = self.config.distill_weight
         return (1 - weight) * own + weight * match + self.config.feature_weight * feature
@@ -113,14 +113,19 @@ class Distiller:
         student: SuperResolver,
         batch: "Batch",
         levels: tuple[Tensor, Tensor, Tensor],
+        first: Tensor,
         generator: torch.Generator,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the two-step target, the teacher's features at the first step, and the state."""
+        """Return the two-step target, the teacher's features at the first step, and the state.
+
+        Rows that are at the `first` step start at zero, as the product's sampler does.
+        """
         condition: Condition = batch.condition
         with torch.no_grad():
             clean = student.residual(batch.high, condition.slices)
             noise = torch.randn(clean.shape, generator=generator).to(clean.device)
             x = clean + levels[0][:, None, None, None] * noise
+            x[first.to(x.device)] = 0
             # One variable for both: the teacher's unit is its own residual_std.
             unit = student.config.residual_std / self.teacher.config.residual_std
             latent = self.teacher.condition(condition.slices)
