@@ -33,7 +33,7 @@ LEVELS = {
     ),
     "sr_engine": (
         ("cli",),
-        ("bench", "training"),
+        ("bench", "training", "evaluation"),
         ("pipeline",),
         ("inference", "quality", "fusion", "dicom", "nifti"),
         ("model", "physics"),
@@ -68,6 +68,7 @@ CONFINED = {
     "SimpleITK": ("sr_engine.physics",),
     "highdicom": ("sr_engine",),
     "nibabel": ("sr_engine",),
+    "matplotlib": ("sr_engine.evaluation",),
 }
 
 

@@ -168,7 +168,7 @@ def scan(folder: Path, say: Say) -> list[Path]:
 
     from sr_engine.dicom.scanner import write_acquisition
     from sr_engine.nifti import read_nifti
-    from sr_engine.training.evaluate import degrade_file
+    from sr_engine.training.degrade import degrade_file
 
     folder.mkdir()
     true, measured = folder / "true.nii.gz", folder / "measured.nii.gz"

@@ -1,4 +1,4 @@
-"""`sr-engine`: enhance, simulate, pack, train, evaluate, bench.
+"""`sr-engine`: enhance, simulate, pack, train, bench; evaluate, lesions, real, report.
 
 Exit codes: 0 done, 1 the input is at fault, 2 usage, 3 internal failure.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sr_engine.cli import measuring
 from sr_engine.errors import EngineError, InputRefused
 from sr_engine.recipe import Recipe
 
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     _add_enhance(commands)
     _add_simulate(commands)
     _add_training(commands)
-    _add_measuring(commands)
+    _add_bench(commands)
+    measuring.add_commands(commands)
     return top
 
 
@@ -74,17 +76,7 @@ def _add_training(commands) -> None:
     train.set_defaults(run=run_train)
 
 
-def _add_measuring(commands) -> None:
-    evaluate = commands.add_parser("evaluate", help="score methods on volumes with a reference")
-    evaluate.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
-    evaluate.add_argument("--out", type=Path, help="report as JSON")
-    evaluate.add_argument("--methods", default="student,cubic,zerofill")
-    evaluate.add_argument("--cases", default="", help="only files whose name holds this text")
-    evaluate.add_argument("--inputs", default="iso2_snr25,iso2_snr0,thick4_snr25,thick4_snr0")
-    evaluate.add_argument("--steps", type=int, default=1)
-    evaluate.add_argument("--weights", default="default")
-    evaluate.add_argument("--device", default="auto")
-    evaluate.set_defaults(run=run_evaluate)
+def _add_bench(commands) -> None:
     bench = commands.add_parser("bench", help="time and memory by stage")
     bench.add_argument("--input", type=Path, help="DICOM folder; default: a synthetic head")
     bench.add_argument("--steps", type=int, default=1)
@@ -185,7 +177,7 @@ def _summary(output: Path, report, stages) -> dict:
 
 def run_simulate(arguments: argparse.Namespace) -> None:
     """Degrade a NIfTI volume."""
-    from sr_engine.training.evaluate import degrade_file
+    from sr_engine.training.degrade import degrade_file
 
     degrade_file(
         arguments.high,
@@ -229,24 +221,6 @@ def run_train(arguments: argparse.Namespace) -> None:
     print(f"{config.out}  sha256 {sha256}")
 
 
-def run_evaluate(arguments: argparse.Namespace) -> None:
-    """Score methods against references."""
-    from sr_engine.training.evaluate import evaluate
-
-    report = evaluate(
-        arguments.data,
-        methods=arguments.methods.split(","),
-        inputs=arguments.inputs.split(","),
-        cases=arguments.cases,
-        steps=arguments.steps,
-        weights=arguments.weights,
-        device=arguments.device,
-        say=lambda line: print(line, flush=True),
-    )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1))
-
-
 def run_bench(arguments: argparse.Namespace) -> None:
     """Time one job by stage."""
     from sr_engine.bench import bench, table
@@ -273,7 +247,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sr-engine: {type(error).__name__}: {error}", file=sys.stderr)
         return 3
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

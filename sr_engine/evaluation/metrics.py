@@ -5,6 +5,7 @@ from scipy import fft, ndimage
 from skimage.metrics import structural_similarity
 
 SHELLS = 32
+CONE = 0.75  # squared cosine of 30 degrees
 
 
 def psnr_db(result: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
@@ -36,21 +37,32 @@ def fsc_resolution_mm(
     mask: np.ndarray,
     voxel_mm: tuple[float, ...],
     threshold: float = 0.5,
+    cone_axis: int | None = None,
 ) -> float:
     """Return the resolution where the Fourier shell correlation falls below `threshold`.
+
+    Parameters
+    ----------
+    cone_axis
+        Count only waves within 30 degrees of this axis: the resolution through thick slices.
 
     Source: van Heel and Schatz 2005, equation 1, under a soft mask.
     """
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 2)
     first = fft.fftn((result - result[mask].mean()) * soft)
     second = fft.fftn((reference - reference[mask].mean()) * soft)
-    squares = np.zeros(result.shape)
+    squares, along = np.zeros(result.shape), np.zeros(())
     for axis, (count, size) in enumerate(zip(result.shape, voxel_mm, strict=True)):
         shape = [1, 1, 1]
         shape[axis] = count
-        squares = squares + fft.fftfreq(count, size).reshape(shape) ** 2
+        square = fft.fftfreq(count, size).reshape(shape) ** 2
+        squares = squares + square
+        along = square if axis == cone_axis else along
     finest = 0.5 / max(voxel_mm)
-    shell = np.minimum((np.sqrt(squares) * SHELLS / finest).astype(int), SHELLS).ravel()
+    shell = np.minimum((np.sqrt(squares) * SHELLS / finest).astype(int), SHELLS)
+    if cone_axis is not None:
+        shell = np.where(along >= CONE * squares, shell, SHELLS)
+    shell = shell.ravel()
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(shell, values.ravel(), minlength=SHELLS + 1)[:SHELLS]

@@ -1,0 +1,1 @@
+"""How good the engine is: degraded references, planted lesions, real inputs, reports."""
