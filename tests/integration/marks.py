@@ -63,10 +63,12 @@ def marks_of(datasets: Sequence[Dataset], near: np.ndarray) -> np.ndarray:
     found = []
     for mark in near:
         centre = mark
+        around = np.abs(where - mark).max(axis=1) < 2 * WINDOW_MM
+        places, values = where[around], what[around]
         for _ in range(20):  # the window follows the mark, so that its cut is symmetric
-            inside = np.linalg.norm(where - centre, axis=1) < WINDOW_MM
-            taper = np.exp(-((np.linalg.norm(where[inside] - centre, axis=1) / 5.0) ** 2))
-            weight = np.clip(what[inside] - 20, 0, None) * taper
-            centre = weight @ where[inside] / weight.sum()
+            inside = np.linalg.norm(places - centre, axis=1) < WINDOW_MM
+            taper = np.exp(-((np.linalg.norm(places[inside] - centre, axis=1) / 5.0) ** 2))
+            weight = np.clip(values[inside] - 20, 0, None) * taper
+            centre = weight @ places[inside] / weight.sum()
         found.append(centre)
     return np.array(found)

@@ -82,7 +82,7 @@ def median_brightness(datasets) -> float:
     [
         ("p01-siemens-avanto-1p5t-t1mpr-slab", "", "shipped"),  # the default rules take it
         ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped"),
-        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),
+        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),  # at 1 mm: a third of the time
     ],
 )
 def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
@@ -98,7 +98,7 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
         tmp_path / "node",
         archives=[archive],
         rules=rules,
-        engine=SHIPPED_STUDENT if student == "shipped" else engine(small_weights),
+        engine=SHIPPED_STUDENT if student == "shipped" else engine(small_weights, 1.0),
         port=archive.node_port,
     ).start()
     try:
