@@ -1,7 +1,8 @@
-"""Time and peak memory of one job, by stage."""
+"""Time and memory of one job by stage, beside a plain run of the same network."""
 
 import platform
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,34 +10,107 @@ from pathlib import Path
 import numpy as np
 import torch
 from highdicom import Volume
+from torch.utils.flop_counter import FlopCounterMode
 
 from sr_engine.dicom.scanner import write_acquisition
 from sr_engine.dicom.writer import JobIdentity
 from sr_engine.inference import choose_device
 from sr_engine.model import bundle as bundles
-from sr_engine.model.diffusion import parameter_count
+from sr_engine.model.autoencoder import FACTOR
+from sr_engine.model.diffusion import Condition, SuperResolver, parameter_count
+from sr_engine.model.sampler import noise_levels, sample_few_step, start
+from sr_engine.model.unet import ACQUISITION_FIELDS, G_CHANNELS
 from sr_engine.pipeline import enhance
 from sr_engine.recipe import Recipe
 
 Progress = Callable[[str, float], None]
+WHOLE_HEAD = (180, 224, 224)  # voxels of 1 mm: 258 x 320 x 320 of 0.7 mm come out
+PLAIN_SLICES = 6  # of the plain run are timed, two an axis; the rest would take as long each
+SLICE = 256  # side of the slice whose multiply-accumulates are counted
 
 
-def synthetic_head(shape: tuple[int, int, int] = (48, 192, 192)) -> Volume:
-    """Return a head-like volume of ellipsoids, 3 x 1 x 1 mm voxels, in scanner units."""
-    k, i, j = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+def synthetic_head(shape: tuple[int, int, int] = WHOLE_HEAD) -> Volume:
+    """Return a head-like volume of ellipsoids, 1 mm voxels, in scanner units."""
+    k, i, j = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in shape], indexing="ij")
     radius = np.sqrt((k / 0.9) ** 2 + (i / 0.85) ** 2 + (j / 0.7) ** 2)
-    folds = 0.5 + 0.5 * np.sin(18 * i) * np.sin(17 * j) * np.sin(9 * k)
+    folds = 0.5 + 0.5 * np.sin(18 * i) * np.sin(17 * j) * np.sin(18 * k)
     array = np.select([radius < 0.3, radius < 0.8, radius < 0.9], [300, 500 + 150 * folds, 120], 0)
     noise = np.random.default_rng(1).normal(0, 12, (2, *shape))
     array = np.hypot(array + noise[0], noise[1])
-    affine = np.array([[0, 0, 1.0, -96], [0, 1.0, 0, -96], [3.0, 0, 0, -72], [0, 0, 0, 1]])
+    affine = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+    affine[:3, 3] = -np.array(shape)[::-1] / 2
     return Volume(array.astype(np.float32), affine, coordinate_system="PATIENT")
+
+
+def plain_seconds(
+    model: SuperResolver, shape: tuple[int, ...], steps: int, device: torch.device
+) -> float:
+    """Return what a plain float32 run of the network over a volume of `shape` takes.
+
+    Every slice of the three axes, one at a time, air and all, in torch's default memory layout.
+    Two slices an axis are timed after one to warm up, and multiplied.
+    """
+    model = model.to(device, memory_format=torch.contiguous_format)
+    total = 0.0
+    for axis, count in enumerate(shape):
+        height, width = (n for a, n in enumerate(shape) if a != axis)
+        for timed in (False, True):
+            begun = time.perf_counter()
+            for _ in range(PLAIN_SLICES // 3 if timed else 1):
+                run_network(model, blank_condition(model, height, width, device), steps)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - begun
+        total += count * seconds / (PLAIN_SLICES // 3)
+    return total
+
+
+def blank_condition(
+    model: SuperResolver, height: int, width: int, device: torch.device
+) -> Condition:
+    """Return the condition of one featureless slice, its sides padded to the network's multiple."""
+    multiple = model.config.multiple
+    rows, columns = height + -height % multiple, width + -width % multiple
+    half = rows // FACTOR, columns // FACTOR
+    return Condition(
+        slices=torch.zeros(1, 2 * model.config.context + 1, rows, columns, device=device),
+        b=torch.zeros(1, 1, *half, device=device),
+        g=torch.zeros(1, G_CHANNELS, *half, device=device),
+        acquisition=torch.zeros(1, len(ACQUISITION_FIELDS), device=device),
+    )
+
+
+@torch.inference_mode()
+def run_network(model: SuperResolver, condition: Condition, steps: int) -> torch.Tensor:
+    """Return the slices (B, 1, H, W) that the model makes of its condition."""
+    latent = model.condition(condition.slices)
+    x = start((len(latent), 4, *latent.shape[2:]), model.config.sigma_max, 0.0, 0)
+    levels = noise_levels(model.config, steps).to(latent.device)
+
+    def denoise(state: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return model.denoise(state, sigma, latent, condition)
+
+    return model.decode(sample_few_step(denoise, x.to(latent.device), levels), condition.slices)
+
+
+def macs_per_slice(model: SuperResolver, steps: int) -> int:
+    """Return the multiply-accumulates of one slice of SLICE x SLICE through the whole network."""
+    place = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        run_network(model, blank_condition(model, SLICE, SLICE, place), steps)
+    return int(counter.get_total_flops()) // 2
 
 
 def bench(
     source: Path | None, *, steps: int, weights: str, device: str, progress: Progress
 ) -> dict:
-    """Return seconds and peak memory by stage of one series, DICOM in and DICOM out."""
+    """Return seconds and peak memory by stage of one series, DICOM in and DICOM out.
+
+    Parameters
+    ----------
+    source
+        Folder of one series; None makes a whole head, 258 x 320 x 320 at 0.7 mm.
+    """
     loaded = bundles.load(weights)
     place = choose_device(device)
     with tempfile.TemporaryDirectory(prefix="sr-bench-") as folder:
@@ -56,18 +130,25 @@ def bench(
             progress=progress,
         )
     peak_gpu = torch.cuda.max_memory_allocated(place) / 2**20 if place.type == "cuda" else 0.0
+    student = result.stages.seconds["student"]
+    progress("plain run", 0.0)
+    plain = plain_seconds(loaded.model, result.shape, steps, place)
     return {
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "weights_sha256": loaded.sha256,
         "parameters": parameter_count(loaded.model),
+        "macs_per_slice": macs_per_slice(loaded.model, steps),
         "steps": steps,
         "instances_in": len(paths),
         "instances_out": len(result.written.paths),
+        "shape": list(result.shape),
         "passed": result.report.passed,
         "seconds": result.stages.seconds,
         "seconds_total": round(sum(result.stages.seconds.values()), 2),
+        "plain_seconds": round(plain, 2),
+        "plain_over_student": round(plain / student, 2),
         "peak_mib": result.stages.peak_mib,
         "peak_gpu_mib": round(peak_gpu, 1),
     }
@@ -76,11 +157,17 @@ def bench(
 def table(report: dict) -> str:
     """Return the report as lines for a terminal."""
     lines = [
-        f"{report['instances_in']} instances in, {report['instances_out']} out, "
+        f"{report['instances_in']} instances in, {report['instances_out']} out "
+        f"({' x '.join(map(str, report['shape']))}), "
         f"{report['steps']} steps, {report['device']}, {report['threads']} threads",
         f"{'stage':<24}{'seconds':>10}{'peak MiB':>12}",
     ]
     for stage, seconds in report["seconds"].items():
         lines.append(f"{stage:<24}{seconds:>10.2f}{report['peak_mib'][stage]:>12.0f}")
     lines.append(f"{'total':<24}{report['seconds_total']:>10.2f}")
+    lines.append(
+        f"the network alone, plain float32 on every slice: {report['plain_seconds']:.1f} s, "
+        f"{report['plain_over_student']:.2f} times the student stage; "
+        f"{report['macs_per_slice'] / 1e9:.2f} GMAC a slice of {SLICE} x {SLICE}"
+    )
     return "\n".join(lines)

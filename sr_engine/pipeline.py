@@ -79,6 +79,7 @@ class EnhanceResult:
     report: QualityReport
     provenance: Provenance
     stages: Stages
+    shape: tuple[int, ...]  # of the derived volume: slices, rows, columns
 
 
 def acquired_of_series(source: SourceSeries) -> Acquired:
@@ -251,6 +252,7 @@ def enhance(
         report=result.report,
         provenance=written.provenance,
         stages=stages,
+        shape=result.volume.array.shape,
     )
 
 

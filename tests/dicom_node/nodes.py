@@ -94,6 +94,7 @@ def copying_engine(*, passed: bool = True, spoil: Any = None) -> Any:
             report=QualityReport(passed=passed, findings=findings, figures={"residual": 2.0}),
             provenance=derived.provenance,
             stages=Stages(),
+            shape=(1, 1, 1),
         )
 
     return run
