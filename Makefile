@@ -10,7 +10,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # What the integration tests drive: a real archive, real DICOM tools, a real browser.
-SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev
+SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev openssl
 
 .PHONY: help
 help: ## list the targets
@@ -60,18 +60,20 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
 KILLS ?= 200
+CONNECTIONS ?= 10000
 
 .PHONY: faults
-faults: system-packages .venv/test.stamp ## kill -9 service and workers KILLS times on the way of a series
+faults: system-packages .venv/test.stamp ## KILLS times kill -9 on the way of a series; CONNECTIONS useless connections
 	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS) \
 	  $(addprefix --series ,$(wildcard ../shared/data/series/p01*))
+	$(BIN)/python -m tests.faults.connections --count $(CONNECTIONS)
 
 .PHONY: soak
 soak: .venv/test.stamp ## send many series at once for a while and count what arrives
 	$(BIN)/python -m benchmarks.soak
 
 .PHONY: bench
-bench: .venv/test.stamp ## seconds per slice and per stage on this machine
+bench: .venv/test.stamp ## a whole head by stage on this machine, beside a plain run of the network
 	$(BIN)/sr-engine bench
 
 .PHONY: clean

@@ -10,6 +10,7 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, telemetry
+from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.store import Store
 from dicom_node.store.overview import derived_files
@@ -67,6 +68,13 @@ def check_ledger(store: Store, settings: Settings, now: datetime) -> None:
         log.error("ledger.unbalanced", counts=ledger.counts)
 
 
+def export_audit(store: Store, settings: Settings, now: datetime) -> None:
+    """Write down who was turned away, and hand the audit trail to the collector."""
+    for refusal in telemetry.refusals.take():
+        store.audit.record("association.refused", refusal.at, **refusal.fields)
+    audit_export.export(store, settings, now)
+
+
 def check_disk(store: Store, settings: Settings, now: datetime) -> None:
     """Export the free space; below the least that receiving needs it is an error."""
     free = shutil.disk_usage(settings.node.state_dir).free
@@ -97,6 +105,7 @@ def newest_change(folder: Path) -> float:
 PERIODIC = (
     Task(name="assemble", every_s=1, run=assemble),
     Task(name="leases", every_s=5, run=expire),
+    Task(name="audit", every_s=5, run=export_audit),
     Task(name="disk", every_s=30, run=check_disk),
     Task(name="ledger", every_s=60, run=check_ledger),
     Task(name="attempts", every_s=300, run=sweep_attempts),

@@ -1,6 +1,7 @@
 """Instance files that survive a power cut: checked names, write-fsync-rename, free-space guard."""
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -14,6 +15,15 @@ from dicom_node.errors import NotAnInstance, OutOfSpace
 
 UID = re.compile(r"[0-9.]{1,64}")
 LOCK_STRIPES = 256
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the SHA-256 of a file, None when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 class PixelFiles:

@@ -24,6 +24,7 @@ class Fault(StrEnum):
     TIMED_OUT = "timed-out"
     NO_CONTEXT = "no-context"
     NO_FILE = "no-file"
+    ALTERED = "altered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ def _row(verdict: Verdict, text: str) -> Meaning:
 _SENT, _WARNED = Verdict.SENT, Verdict.SENT_WITH_WARNING
 _AGAIN, _NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
 
-# A status range (first, last) or a Fault -> its meaning. Source: PS3.4 B.2.3, PS3.7 annex C.
+# A status range (first, last) or a Fault -> its meaning; for C-STORE and the N-ACTION that asks
+# for storage commitment alike. Source: PS3.4 B.2.3, PS3.4 J.3.2, PS3.7 annex C.
 FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     (0x0000, 0x0000): _row(_SENT, "stored"),
     (0x0107, 0x0107): _row(_WARNED, "stored, an attribute was ignored"),
@@ -49,9 +51,13 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     # Our UIDs are made from the content: who has the UID has what we sent and lost the answer of.
     (0x0111, 0x0111): _row(_WARNED, "the peer has this SOP instance already"),
     (0x0112, 0x0112): _row(_NEVER, "no such SOP instance"),
+    (0x0114, 0x0115): _row(_NEVER, "an argument is refused"),
     (0x0117, 0x0117): _row(_NEVER, "invalid SOP instance"),
     (0x0118, 0x0118): _row(_NEVER, "no such SOP class"),
+    (0x0119, 0x0119): _row(_NEVER, "the SOP instance is of another class"),
+    (0x0120, 0x0121): _row(_NEVER, "an attribute or its value is missing"),
     (0x0122, 0x0122): _row(_NEVER, "SOP class not supported"),
+    (0x0123, 0x0123): _row(_NEVER, "no such action"),
     (0x0124, 0x0124): _row(_NEVER, "not authorised"),
     (0x0210, 0x0210): _row(_AGAIN, "duplicate invocation"),
     (0x0211, 0x0211): _row(_NEVER, "unrecognised operation"),
@@ -68,6 +74,26 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     Fault.TIMED_OUT: _row(_AGAIN, "no answer in time"),
     Fault.NO_CONTEXT: _row(_NEVER, "SOP class or transfer syntax not accepted"),
     Fault.NO_FILE: _row(_NEVER, "the file to send is missing or unreadable"),
+    Fault.ALTERED: _row(_NEVER, "the file to send is not the one that was published"),
+}
+
+
+class Cure(StrEnum):
+    """What the sender does about an instance that a destination did not commit."""
+
+    RESEND = "resend"  # send it again, then ask again
+    ASK = "ask"  # it may be stored: only ask again
+    NONE = "none"
+
+
+# Failure Reason (0008,1197) of a storage commitment -> (cure, words). Source: PS3.3 C.14.1.1.
+COMMITMENT_FAILURES: dict[int, tuple[Cure, str]] = {
+    0x0110: (Cure.RESEND, "processing failure"),
+    0x0112: (Cure.RESEND, "no such object instance"),
+    0x0119: (Cure.NONE, "class or instance conflict"),
+    0x0122: (Cure.NONE, "SOP class not supported"),
+    0x0131: (Cure.ASK, "duplicate transaction UID"),
+    0x0213: (Cure.RESEND, "resource limitation"),
 }
 # Whatever a vendor made up: the number of attempts is bounded, so trying again cannot harm.
 UNKNOWN = _row(_AGAIN, "a status that DICOM does not define")
@@ -87,6 +113,17 @@ def describe(fault: int | Fault) -> str:
     """Return the fault in words: ``status 0xA700 (out of resources)``."""
     text = classify(fault).text
     return text if isinstance(fault, Fault) else f"status 0x{fault:04X} ({text})"
+
+
+def cure(failure_reason: int) -> Cure:
+    """Return what helps against a Failure Reason; an unknown one is worth a resend."""
+    return COMMITMENT_FAILURES.get(failure_reason, (Cure.RESEND, ""))[0]
+
+
+def describe_failure(failure_reason: int) -> str:
+    """Return a Failure Reason in words: ``0x0112 (no such object instance)``."""
+    text = COMMITMENT_FAILURES.get(failure_reason, (Cure.RESEND, "not defined by DICOM"))[1]
+    return f"0x{failure_reason:04X} ({text})"
 
 
 def backoff_s(attempt: int, rng: Random, *, base_s: float = 5.0, cap_s: float = 3600.0) -> float:

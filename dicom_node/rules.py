@@ -1,8 +1,9 @@
 """Eligibility and routing: what becomes of a complete series, and why.
 
-First come the refusals, which no configuration can lift: the engine has no use for such images.
-Then the rules of the configuration: the first that matches decides; no match means skip. Every
-reason is a sentence for a PACS administrator and quotes no free text of the scanner.
+First come the refusals, which no configuration can lift: the engine has no use for such images,
+and nothing is left for them but to be forwarded as they are. Then the rules of the configuration:
+the first that matches decides; no match means skip. Every reason is a sentence for a PACS
+administrator and quotes no free text of the scanner.
 """
 
 import difflib
@@ -98,7 +99,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What becomes of a series: enhance, hold or skip."""
+    """What becomes of a series: enhance, forward, hold or skip."""
 
     action: str
     rule: str | None  # None where a refusal decided, or no rule matched
@@ -198,27 +199,33 @@ def too_few_slices(summary: SeriesSummary, min_slices: int) -> str:
 def decide(
     summary: SeriesSummary, rules: Sequence[Rule], *, min_slices: int = MIN_SLICES
 ) -> Decision:
-    """Return what becomes of the series: a refusal, else the first rule that matches, else skip."""
-    for refusal in REFUSALS:
-        if refused := refusal(summary):
-            return Decision(action="skip", rule=None, reason=f"Skipped: {refused}.")
-    if refused := too_few_slices(summary, min_slices):
-        return Decision(action="skip", rule=None, reason=f"Skipped: {refused}.")
+    """Return what becomes of the series: a refusal, else the first rule that matches, else skip.
+
+    What is refused may still be forwarded, by the first rule that says forward or skip.
+    """
+    refused = next(filter(None, (refusal(summary) for refusal in REFUSALS)), None)
+    refused = refused or too_few_slices(summary, min_slices)
     for rule in rules:
-        if not misses(summary, rule):
-            return Decision(
-                action=rule.action,
-                rule=rule.name,
-                reason=explain(summary, rule),
-                to=rule.to,
-                priority=rule.priority,
-            )
+        if misses(summary, rule) or (refused and rule.action in ("enhance", "hold")):
+            continue
+        if refused and (rule.action == "skip" or summary.own_output):
+            break
+        return Decision(
+            action=rule.action,
+            rule=rule.name,
+            reason=explain(summary, rule),
+            to=rule.to,
+            priority=rule.priority,
+        )
+    if refused:
+        return Decision(action="skip", rule=None, reason=f"Skipped: {refused}.")
     return Decision(action="skip", rule=None, reason=nearest_miss(summary, rules))
 
 
 def explain(summary: SeriesSummary, rule: Rule) -> str:
     """Return the sentence of a rule that matches."""
     heads = {"skip": "Skipped: ", "hold": "Held: ", "enhance": "Enhanced: "}
+    heads["forward"] = "Forwarded: "
     default = f"the rule {rule.name!r} says so"
     words = rule.reason.format_map({name: shown(summary, name) for name in CONDITIONS})
     return f"{heads[rule.action]}{words.rstrip('.') or default}."

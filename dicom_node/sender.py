@@ -1,18 +1,25 @@
-"""Deliveries: what is due goes out, each instance with its own status on record at once."""
+"""Deliveries: what is due goes out, each instance with its own status on record at once.
+
+Where a destination is configured with storage commitment, it is then asked for its word; see
+`network.commitment` for the answers.
+"""
 
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
 from dicom_node.network import scu
-from dicom_node.retry import Fault, Verdict, backoff_s, describe
+from dicom_node.network.commitment import Answer, Reports, Request, ask, new_uid
+from dicom_node.network.query import instances_at
+from dicom_node.network.tls import credentials
+from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.states import JobState
-from dicom_node.store import DeliveryTask, Store
+from dicom_node.store import DeliveryTask, Outstanding, Store
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
@@ -44,6 +51,8 @@ class Sender:
         self._settings = settings
         self._clock = clock
         self._rng = rng or random.Random()
+        self._tls = credentials(settings.tls)
+        self._reports = Reports(store, settings, clock, self._rng)
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
         self._loop: threading.Thread | None = None
@@ -64,19 +73,23 @@ class Sender:
     def run_once(self, now: datetime) -> int:
         """Return how many deliveries were tried: all that are due at `now`, to the end."""
         tasks = self._due(now)
-        for thread in self._dispatch(tasks):
+        for thread in self._dispatch(tasks, self._outstanding(now)):
             thread.join()
         return len(tasks)
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.sending.interval_s):
             try:
-                self._dispatch(self._due(self._clock()))
+                now = self._clock()
+                self._dispatch(self._due(now), self._outstanding(now))
             except NodeError as error:  # the database is away: the next round asks again
                 log.error("sender.failed", reason=str(error))
 
     def _due(self, now: datetime) -> list[DeliveryTask]:
         return self._store.deliveries.due(now) if self._may_send() else []
+
+    def _outstanding(self, now: datetime) -> list[Outstanding]:
+        return self._store.commitments.due(now) if self._may_send() else []
 
     def _may_send(self) -> bool:
         sending = self._settings.sending
@@ -84,29 +97,33 @@ class Sender:
             return False
         return bool(self._store.switches.get(SWITCH, sending.enabled))
 
-    def _dispatch(self, tasks: Sequence[DeliveryTask]) -> list[threading.Thread]:
+    def _dispatch(
+        self, tasks: Sequence[DeliveryTask], outstanding: Sequence[Outstanding]
+    ) -> list[threading.Thread]:
         """Return the threads that now work, one for each destination that was idle."""
         started = []
-        by_destination = sorted(tasks, key=lambda task: task.destination)
-        for name, group in groupby(by_destination, key=lambda task: task.destination):
+        names = {each.destination for each in tasks} | {each.destination for each in outstanding}
+        for name in sorted(names):
             running = self._busy.get(name)
             if running is not None and running.is_alive():
                 continue
+            group = [task for task in tasks if task.destination == name]
             thread = threading.Thread(
-                target=self._deliver_all, args=(list(group),), name=f"sender-{name}", daemon=True
+                target=self._serve, args=(name, group), name=f"sender-{name}", daemon=True
             )
             self._busy[name] = thread
             thread.start()
             started.append(thread)
         return started
 
-    def _deliver_all(self, tasks: Sequence[DeliveryTask]) -> None:
-        for task in tasks:
-            try:
+    def _serve(self, destination: str, tasks: Sequence[DeliveryTask]) -> None:
+        """Send what is due to one destination, then ask it for what it owes."""
+        try:
+            for task in tasks:
                 self._deliver(task)
-            except NodeError as error:  # the row is as it was, so the delivery stays due
-                log.error("delivery.failed", delivery=task.delivery_id, reason=str(error))
-                return
+            self._ask(destination)
+        except NodeError as error:  # the rows are as they were, so everything stays due
+            log.error("delivery.failed", destination=destination, reason=str(error))
 
     def _deliver(self, task: DeliveryTask) -> None:
         """Send one delivery and record how it went."""
@@ -115,32 +132,36 @@ class Sender:
         except UnknownPeer as error:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
+        task = self._without_present(task, peer) if peer.query else task
         outcomes = list(self._send(task, peer))
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
             self._finish_failed(task, peer, failed)
         elif len(outcomes) == len(task.instances):
             reason = f"{peer.name} has stored every instance."
-            self._finish(task, Verdict.SENT, reason)
+            self._finish(task, Verdict.SENT, reason, commitment=peer.commitment)
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
     def _send(self, task: DeliveryTask, peer: PeerSettings) -> Iterator[scu.Outcome]:
         """Yield the outcomes, after each status is on record."""
         items = [
-            scu.Item(key=each.derived_instance_id, sop_uid=each.sop_uid, path=each.path)
+            scu.Item(
+                key=each.derived_instance_id,
+                sop_uid=each.sop_uid,
+                path=each.path,
+                sha256=each.sha256,
+            )
             for each in task.instances
         ]
-        limits = scu.Timeouts(
-            association_s=self._settings.node.acse_timeout_s,
-            reply_s=self._settings.sending.timeout_s,
-        )
         for outcome in scu.send(
             items,
             peer,
             self._settings.node.ae_title,
-            timeouts=limits,
+            timeouts=self._limits(),
             proceed=lambda: self._may_send() and self._is_wanted(task),
+            # Who can be queried is queried before anything goes out a second time.
+            resumes=0 if peer.query else scu.RESUMES,
         ):
             if not isinstance(outcome.fault, Fault):
                 self._store.deliveries.record_status(
@@ -157,6 +178,76 @@ class Sender:
                 )
             yield outcome
 
+    def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
+        """Return what is still to be sent: a lost answer or a crash may have left more there."""
+        title = self._settings.node.ae_title
+        try:
+            there = instances_at(peer, title, task.study_uid, task.series_uid, self._limits())
+        except scu.AssociationFault as fault:  # it can only spare a resend
+            log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
+            return task
+        present = [each.sop_uid for each in task.instances if each.sop_uid in there]
+        self._store.deliveries.record_present(task.delivery_id, present, self._clock())
+        missing = tuple(each for each in task.instances if each.sop_uid not in there)
+        return replace(task, instances=missing)
+
+    def _limits(self) -> scu.Timeouts:
+        return scu.Timeouts(
+            association_s=self._settings.node.acse_timeout_s,
+            reply_s=self._settings.sending.timeout_s,
+            tls=self._tls,
+        )
+
+    def _ask(self, destination: str) -> None:
+        """Ask the destination for the storage commitment that it owes, all of it at once."""
+        owed = [
+            each for each in self._outstanding(self._clock()) if each.destination == destination
+        ]
+        try:
+            peer = self._settings.peer(destination)
+        except UnknownPeer:
+            peer = None
+        if peer is None or not peer.commitment:  # the configuration has changed
+            for each in owed:
+                self._store.commitments.waive(each.delivery_id, self._clock())
+            return
+        asked = [pair for pair in map(self._request, owed) if pair is not None]
+        if not asked:
+            return
+        for answer in ask(
+            [request for request, _ in asked],
+            peer,
+            self._settings.node.ae_title,
+            self._reports.on_event,
+            timeouts=self._limits(),
+            wait_s=self._settings.commitment.wait_s,
+        ):
+            self._note_answer(answer, dict(asked)[answer.request], peer)
+
+    def _request(self, each: Outstanding) -> tuple[Request, Outstanding] | None:
+        """Return the request, on record before it leaves; None when it is needless by now."""
+        request = Request(transaction_uid=new_uid(), instances=each.instances)
+        now = self._clock()
+        wait_s = self._settings.commitment.timeout_s + self._backoff_s(each.requests + 1)
+        deadline = now + timedelta(seconds=wait_s)
+        known = self._store.commitments.ask(each, request.transaction_uid, now, deadline)
+        return (request, each) if known else None
+
+    def _note_answer(self, answer: Answer, each: Outstanding, peer: PeerSettings) -> None:
+        """Record how the destination took the request; its report comes on its own."""
+        meaning, requests = classify(answer.fault), each.requests + 1
+        if meaning.verdict in (Verdict.SENT, Verdict.SENT_WITH_WARNING):
+            return
+        now = self._clock()
+        reason = f"{_title(peer)}: storage commitment was asked for: {describe(answer.fault)}."
+        again: datetime | None = now + timedelta(seconds=self._backoff_s(requests))
+        if meaning.verdict is Verdict.PERMANENT:
+            again = None
+        elif requests >= self._settings.sending.max_attempts:
+            again, reason = None, f"{reason} Given up after {requests} requests."
+        uid = answer.request.transaction_uid
+        self._store.commitments.refuse(uid, reason, now, again)
+
     def _is_wanted(self, task: DeliveryTask) -> bool:
         """Return False once a late slice or a person has taken the result back."""
         return self._store.jobs.get(task.job_id).state == JobState.DERIVED
@@ -172,23 +263,37 @@ class Sender:
         elif attempts >= limit:
             self._finish(task, Verdict.PERMANENT, f"{reason} Given up after {attempts} attempts.")
         else:
-            sending = self._settings.sending
-            delay_s = backoff_s(
-                attempts,
-                self._rng,
-                base_s=sending.backoff_first_s,
-                cap_s=sending.backoff_last_s,
-            )
-            self._finish(task, Verdict.TRANSIENT, reason, delay_s)
+            self._finish(task, Verdict.TRANSIENT, reason, self._backoff_s(attempts))
+
+    def _backoff_s(self, attempts: int) -> float:
+        sending = self._settings.sending
+        return backoff_s(
+            attempts, self._rng, base_s=sending.backoff_first_s, cap_s=sending.backoff_last_s
+        )
 
     def _finish(
-        self, task: DeliveryTask, outcome: Verdict, reason: str, delay_s: float = 0.0
+        self,
+        task: DeliveryTask,
+        outcome: Verdict,
+        reason: str,
+        delay_s: float = 0.0,
+        *,
+        commitment: bool = False,
     ) -> None:
         now = self._clock()
         self._store.deliveries.finish(
-            task.delivery_id, outcome, reason, now, next_try_at=now + timedelta(seconds=delay_s)
+            task.delivery_id,
+            outcome,
+            reason,
+            now,
+            next_try_at=now + timedelta(seconds=delay_s),
+            commitment=commitment,
         )
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
+
+
+def _title(peer: PeerSettings) -> str:
+    return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
 
 
 def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
@@ -197,6 +302,5 @@ def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
     comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
     more = f", and {failures - 1} more instances failed" if failures > 1 else ""
     return (
-        f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port}): {describe(fault)}{comment} "
-        f"for SOP instance {outcome.item.sop_uid}{more}."
+        f"{_title(peer)}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
     )

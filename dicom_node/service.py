@@ -21,6 +21,7 @@ from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
 from dicom_node.settings import Settings
 from dicom_node.store import Store, open_store
+from dicom_node.web import https, tokens
 from dicom_node.web.app import Probe, create_app
 from dicom_node.worker.processes import expire_gone_workers, return_jobs
 from dicom_node.worker.watch import utc_now
@@ -80,7 +81,8 @@ class WebThread:
         self._socket = listen(settings.web.host, settings.web.port, "the status page ([web])")
         port = self._socket.getsockname()[1]
         host = f"[{settings.web.host}]" if ":" in settings.web.host else settings.web.host
-        self.address = f"http://{host}:{port}/"
+        certificate = https.context(settings.web)
+        self.address = f"{'https' if certificate else 'http'}://{host}:{port}/"
         config = uvicorn.Config(
             create_app(settings, store, probe),
             log_config=None,
@@ -88,6 +90,8 @@ class WebThread:
             server_header=False,
             timeout_graceful_shutdown=2,
         )
+        config.load()
+        config.ssl = certificate
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
@@ -242,6 +246,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         If it cannot start; nothing runs then.
     """
     with sole_owner(settings), ExitStack() as parts:
+        tokens.check_start(settings)
         store = open_store(settings.database_url)
         parts.callback(store.close)
         root = settings.node.state_dir.resolve() / "in"
@@ -265,14 +270,17 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         scheduler = housekeeping.start(store, settings, failures)
         stop = Stop(at_once=pool.kill)
         pool.tend()
+        started = {"port": scp.port, "url": web.address, "workers": workers}
+        store.audit.record("service.start", utc_now(), **started)
         say(f"receiving    {settings.node.ae_title} at {settings.node.host}:{scp.port}")
         say(f"status page  {web.address}")
-        log.info("service.start", port=scp.port, url=web.address, workers=workers)
+        if scp.tls_port:
+            say(f"TLS          {settings.node.ae_title} at {settings.node.host}:{scp.tls_port}")
         tend_until(stop, pool, store, settings)
         scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
         drain(settings.node.drain_s, pool, scp, sender)
         return_jobs(store, utc_now())
-        log.info("service.stop")
+        store.audit.record("service.stop", utc_now())
 
 
 def drain(grace_s: float, pool: WorkerPool, scp: NodeScp, sender: Sender) -> None:

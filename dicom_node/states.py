@@ -13,7 +13,7 @@ class JobState(StrEnum):
     SKIPPED = "SKIPPED"  # not ours; the reason says why
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
-    DERIVED = "DERIVED"  # result published, deliveries pending
+    DERIVED = "DERIVED"  # result published, or originals to be forwarded: deliveries pending
     DELIVERED = "DELIVERED"
     DEAD = "DEAD"  # failed for good; the reason says why
     CANCELLED = "CANCELLED"  # by a person
@@ -32,6 +32,7 @@ class HeldBy(StrEnum):
 S = JobState
 TRANSITIONS = {
     (S.RECEIVING, "enqueue"): S.QUEUED,  # complete and a rule says enhance
+    (S.RECEIVING, "forward"): S.DERIVED,  # a rule says forward: the originals are sent on
     (S.RECEIVING, "hold"): S.HELD,  # a hole, or a rule says hold
     (S.RECEIVING, "skip"): S.SKIPPED,
     (S.RECEIVING, "cancel"): S.CANCELLED,

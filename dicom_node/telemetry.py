@@ -6,8 +6,13 @@ loudly, because pydicom and pynetdicom quote values of data sets.
 
 import logging
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Mapping, MutableMapping
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import structlog
@@ -17,14 +22,14 @@ WITHHELD = "[withheld]"
 # Names that may stand in a log line or an audit row. None of them can hold a patient attribute.
 FIELDS = frozenset(
     """
-    address ae_title age_s attempt attempts balanced bytes called_ae calling_ae commitment count
-    counts database delay_s delivery destination destinations device digest duration_s error
-    exit_code fault file figures finding findings folder free_bytes generation held_by host
-    incomplete_release instance instances job jobs key kind lease_until logger max_attempts method
-    missing missing_mm name needed_bytes next_try_at old outcome path pdu_bytes peer pid port
-    priority progress reason recipe_digest rule rules seconds series sha256 signal slices sop
-    sop_class stage state states status steps study switch transfer_syntax url value version
-    warnings weights_sha256 worker workers
+    address ae_title age_s attempt attempts balanced bytes called_ae calling_ae commitment
+    committed count counts database delay_s delivery destination destinations device digest
+    duration_s error exit_code failed fault figures file finding findings folder free_bytes
+    generation held_by host incomplete_release instance instances job jobs key kind lease_until
+    logger max_attempts method missing missing_mm name needed_bytes next_try_at old outcome path
+    pdu_bytes peer pid port priority progress reason recipe_digest rule rules seconds series sha256
+    signal slices sop sop_class stage state states status steps study switch transaction
+    transfer_syntax url value version warnings weights_sha256 worker workers
     """.split()
 )
 STRUCTURE = frozenset({"event", "level", "at", "exception"})
@@ -40,6 +45,12 @@ instances_rejected = Counter(
 associations_rejected = Counter(
     "dicom_node_associations_rejected", "Associations refused", ["reason"], registry=registry
 )
+connections_refused = Counter(
+    "dicom_node_connections_refused",
+    "Connections that were turned away or cut, by kind",
+    ["kind"],
+    registry=registry,
+)
 jobs_by_state = Gauge(
     "dicom_node_jobs", "Received series by state of their newest job", ["state"], registry=registry
 )
@@ -49,8 +60,25 @@ ledger_instances = Gauge(
 ledger_balanced = Gauge(
     "dicom_node_ledger_balanced", "1 while every instance is accounted for", registry=registry
 )
+ledger_checked = Gauge(
+    "dicom_node_ledger_checked_timestamp_seconds",
+    "When the ledger was last computed",
+    registry=registry,
+)
 deliveries_finished = Counter(
     "dicom_node_deliveries", "Delivery attempts", ["destination", "outcome"], registry=registry
+)
+commitments_open = Gauge(
+    "dicom_node_commitments_open",
+    'Storage commitment transactions without an answer: "scu" ours, "scp" those we owe',
+    ["role"],
+    registry=registry,
+)
+commitment_reports = Counter(
+    "dicom_node_commitment_instances",
+    "Instances in reports of storage commitment, by what they said",
+    ["destination", "outcome"],
+    registry=registry,
 )
 stage_seconds = Histogram(
     "dicom_node_stage_seconds",
@@ -58,6 +86,9 @@ stage_seconds = Histogram(
     ["stage"],
     buckets=SECONDS,
     registry=registry,
+)
+audit_backlog = Gauge(
+    "dicom_node_audit_backlog", "Audit rows that the collector does not have yet", registry=registry
 )
 free_bytes = Gauge("dicom_node_free_bytes", "Free space of the state folder", registry=registry)
 
@@ -67,12 +98,19 @@ def set_ledger(counts: Mapping[str, int], *, balanced: bool) -> None:
     for part, count in counts.items():
         ledger_instances.labels(part=part).set(count)
     ledger_balanced.set(1 if balanced else 0)
+    ledger_checked.set_to_current_time()
 
 
 def set_jobs(counts: Mapping[str, int]) -> None:
     """Export how many series stand in each state; a state without any is 0."""
     for state, count in counts.items():
         jobs_by_state.labels(state=state).set(count)
+
+
+def set_commitments(counts: Mapping[str, int]) -> None:
+    """Export how many transactions of storage commitment wait for an answer, by our role."""
+    for role, count in counts.items():
+        commitments_open.labels(role=role).set(count)
 
 
 def allowed(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,15 +151,96 @@ def render_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
+@dataclass
+class Window:
+    """What has been said under one key lately."""
+
+    began_at: float
+    said: int = 0
+    kept_back: int = 0
+
+
+@dataclass(kw_only=True)
+class Throttle:
+    """Lets the first few lines of a kind through in a minute, and counts the others.
+
+    A port scanner, a broken load balancer or a fuzzer must not fill the log.
+    """
+
+    most: int = 10
+    window_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _windows: dict[str, Window] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def kept_back(self, kind: str) -> int | None:
+        """Return how many lines were kept back before this one; None: keep it back, too."""
+        now = self.clock()
+        with self._lock:
+            window = self._windows.setdefault(kind, Window(now))
+            if now - window.began_at >= self.window_s:
+                window.began_at, window.said = now, 0
+            if window.said >= self.most:
+                window.kept_back += 1
+                return None
+            window.said += 1
+            count, window.kept_back = window.kept_back, 0
+            return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Somebody who was turned away: a line that the audit trail is to have."""
+
+    at: datetime
+    fields: Mapping[str, Any]
+
+
+class Refusals:
+    """Who was turned away, until housekeeping writes it into the audit trail.
+
+    The thread that watches every connection must not wait for a database.
+    """
+
+    def __init__(self, most: int = 1000) -> None:
+        """Keep `most` at a time; the oldest go first."""
+        self._waiting: deque[Refusal] = deque(maxlen=most)
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        """Keep one for the trail."""
+        self._waiting.append(Refusal(at=datetime.now(UTC), fields=dict(fields)))
+
+    def take(self) -> list[Refusal]:
+        """Return what has come since, oldest first, and forget it."""
+        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+
+
+refusals = Refusals()
+
+
 class LibraryHandler(logging.Handler):
     """Passes on who spoke and how loudly, never the words: they may quote a data set."""
 
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        """Begin with nothing said."""
+        super().__init__(level)
+        self._throttle = Throttle()
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line for `record` without its message."""
+        """Write one line for `record` without its message, unless there have been many."""
+        count = self._throttle.kept_back(record.name)
+        if count is None:
+            return
         level = logging.getLevelName(record.levelno).lower()
         error = record.exc_info[1] if record.exc_info else None
+        more = {"count": count} if count else {}
         get_logger().log(
-            record.levelno, "library.message", logger=record.name, kind=level, exc_info=error
+            record.levelno,
+            "library.message",
+            logger=record.name,
+            kind=level,
+            exc_info=error,
+            **more,
         )
 
 

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dicom_node import telemetry
+from dicom_node.housekeeping import PERIODIC
 from dicom_node.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,3 +136,32 @@ def test_alerts_use_only_metrics_that_the_node_exports():
 
     assert used
     assert base_names - {re.sub(r"_total$", "", name) for name in exported} == set()
+
+
+def alert(name: str) -> dict:
+    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    (rule,) = [rule for group in groups for rule in group["rules"] if rule["alert"] == name]
+    return rule
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_an_unbalanced_ledger_pages(balanced):
+    telemetry.set_ledger({"acknowledged": 5}, balanced=balanced)
+    rule = alert("LedgerUnbalanced")
+    metric, operator, limit = rule["expr"].split()
+
+    value = telemetry.registry.get_sample_value(metric)
+
+    assert (operator, value == float(limit)) == ("==", not balanced)
+    assert rule["labels"]["severity"] == "page"
+
+
+def test_a_ledger_that_is_no_longer_computed_pages():
+    telemetry.set_ledger({"acknowledged": 5}, balanced=True)
+    age = re.fullmatch(r"time\(\) - (\w+) > (\d+)", alert("LedgerNotChecked")["expr"])
+
+    checked = telemetry.registry.get_sample_value(age[1])
+    every_s = {task.name: task.every_s for task in PERIODIC}["ledger"]
+
+    assert abs(time.time() - checked) < 10
+    assert every_s == 60 and int(age[2]) > 2 * every_s

@@ -47,7 +47,8 @@ DOORS = {
     "dicom_node.cli": {"sr_engine", "sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.gate_rules": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.release_gate": {"sr_engine.dicom.provenance", "sr_engine.errors"},
-    "dicom_node.settings": {"sr_engine.recipe", "sr_engine.errors"},
+    "dicom_node.settings": {"sr_engine.recipe"},
+    "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
 }
 LAZY_DOORS = {"dicom_node.worker", "dicom_node.demo"}  # any engine module, inside a function

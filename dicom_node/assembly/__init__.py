@@ -19,7 +19,7 @@ __all__ = ["Geometry", "InstanceHeader", "Verdict", "examine", "judge", "summari
 class Verdict:
     """What becomes of a series that seems to have arrived: an event, with all its reasons."""
 
-    event: str  # "enqueue", "hold" or "skip" of states.TRANSITIONS
+    event: str  # "enqueue", "forward", "hold" or "skip" of states.TRANSITIONS
     reason: str
     held_by: HeldBy | None
     decision: Decision
@@ -47,7 +47,11 @@ def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
     decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
     geometry = examine(instances, settings.assembly.tolerance)
     event, held_by, reason = "skip", None, decision.reason
-    if decision.action == "hold":
+    if decision.action == "forward" and settings.destinations(decision.to):
+        event = "forward"
+    elif decision.action == "forward":
+        reason = "Skipped: a rule says forward, and no destination is configured."
+    elif decision.action == "hold":
         event, held_by = "hold", HeldBy.RULE
     elif decision.action == "enhance" and not geometry.complete:
         event, held_by = "hold", HeldBy.COMPLETENESS

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dicom_node import telemetry
-from dicom_node.cli import dry_run, operations, processes
+from dicom_node.cli import access, dry_run, operations, processes
 from dicom_node.cli.output import one_line, print_json
 from dicom_node.errors import NodeError
 from dicom_node.settings import load_settings
@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_running(add)
     add_looking(add)
     add_deciding(add)
+    add_access(add)
     return parser
 
 
@@ -113,6 +114,24 @@ def add_running(add: Callable[..., Parser]) -> None:
     demo.add_argument("--series", type=Path, metavar="DIR", help="default: a simulated 1.5 T head")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
     demo.add_argument("--keep-serving", action="store_true", help="until Ctrl-C")
+
+
+def add_access(add: Callable[..., Parser]) -> None:
+    """Add the commands about who may use the page."""
+    token = add("token", access.listing, "say who may use the page and REST")
+    actions = token.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = actions.add_parser("add", help="print a new token, this once")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--role", choices=access.ROLES, default="viewer", help="default: viewer")
+    new.set_defaults(run=access.add)
+    listing = actions.add_parser("list", help="list names and roles")
+    listing.add_argument("--json", action="store_true", help="print one JSON document")
+    gone = actions.add_parser("remove", help="take a token away")
+    gone.add_argument("name", metavar="NAME")
+    gone.set_defaults(run=access.remove)
+    for action in (new, listing, gone):  # options are understood after the action, too
+        for option in ("--config", "--state-dir"):
+            action.add_argument(option, type=Path, default=argparse.SUPPRESS, metavar="PATH")
 
 
 def add_looking(add: Callable[..., Parser]) -> None:

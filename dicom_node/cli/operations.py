@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,49 +11,18 @@ from dicom_node.cli.output import one_line, print_json, settings_of, table
 from dicom_node.errors import InstanceRejected, NodeError, SettingsError, UnknownJob
 from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
-from dicom_node.settings import Settings, load_settings
+from dicom_node.settings import Settings, is_loopback
 from dicom_node.store import Store, open_store
 from dicom_node.store.overview import derived_files, series_lines
-from dicom_node.worker import file_sha256, release
+from dicom_node.worker import file_sha256
+from dicom_node.worker.decisions import DECISIONS
 
 Arguments = argparse.Namespace
 REFUSED = 1
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Refused(NodeError):
     """What the command was asked to do cannot be done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What a person may decide about a job; `run` returns what to tell them."""
-
-    text: str
-    run: Callable[[Settings, Store, int, datetime], str]
-
-
-def requeue_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
-    """Try a job again."""
-    again = store.jobs.requeue(job_id, now, settings.destinations())
-    return f"job {again} is {store.jobs.get(again).state.value}"
-
-
-def release_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
-    """Let a held job go on."""
-    return f"job {job_id} is {release(store, job_id, now).value}"
-
-
-def cancel_job(settings: Settings, store: Store, job_id: int, now: datetime) -> str:
-    """Put a job aside."""
-    return f"job {job_id} is {store.jobs.cancel(job_id, now).value}"
-
-
-DECISIONS = {
-    "requeue": Decision(text="try a job again", run=requeue_job),
-    "release": Decision(text="let a held job go on", run=release_job),
-    "cancel": Decision(text="put a job aside; its files stay", run=cancel_job),
-}
 
 
 @contextmanager
@@ -102,7 +70,8 @@ def decide(arguments: Arguments) -> None:
     settings = settings_of(arguments)
     with opened(settings) as store:
         job_id = job_number(store, arguments.job)
-        print(DECISIONS[arguments.decision].run(settings, store, job_id, datetime.now(UTC)))
+        now_on = DECISIONS[arguments.decision].run(settings, store, job_id, datetime.now(UTC))
+        print(f"job {now_on} is {store.jobs.get(now_on).state.value}")
 
 
 def job_number(store: Store, text: str) -> int:
@@ -154,11 +123,13 @@ def files_below(path: Path) -> list[Path]:
 def echo(arguments: Arguments) -> None:
     """Ask a peer for a sign of life."""
     from dicom_node.network import scu
+    from dicom_node.network.tls import credentials
 
     settings = settings_of(arguments)
     peer = settings.peer(arguments.peer)
     try:
-        scu.echo(peer, settings.node.ae_title)
+        timeouts = scu.Timeouts(tls=credentials(settings.tls))
+        scu.echo(peer, settings.node.ae_title, timeouts)
     except scu.AssociationFault as error:
         comment = f" ({one_line(error.comment)})" if error.comment else ""
         raise Refused(
@@ -179,36 +150,54 @@ def send(arguments: Arguments) -> None:
 
 def check_config(arguments: Arguments) -> int:
     """Say whether a configuration is accepted, and what it opens."""
+    from dicom_node.network.tls import credentials
+    from dicom_node.web import https, tokens
+
     try:
-        settings = load_settings(arguments.file)
+        settings = settings_of(arguments, path=arguments.file)
+        credentials(settings.tls)  # reads the files
+        https.context(settings.web)
+        tokens.check_start(settings)
     except SettingsError as error:  # here the file is the input, not the way to it
         raise Refused(str(error)) from error
     node, web = settings.node, settings.web
     print(f"{arguments.file}: accepted; {len(settings.peers)} peers, {len(settings.rules)} rules")
-    for what, host, port in (("DICOM", node.host, node.port), ("the page", web.host, web.port)):
-        if host not in LOOPBACK:
+    opened = [("DICOM", node.host, node.port), ("the page", web.host, web.port)]
+    if settings.tls.enabled:
+        opened.append(("DICOM over TLS", node.host, settings.tls.port))
+    for what, host, port in opened:
+        if not is_loopback(host):
             print(f"note: {what} listens beyond this machine, on {host}:{port}")
+    if web.beyond_loopback and not web.certificate:
+        print("note: the page is served without TLS, and tokens travel readable")
+    for peer in settings.peers:
+        if not peer.tls and not is_loopback(peer.host):
+            print(f"note: {peer.name} is served and called without TLS")
     if not settings.destinations():
         print("note: no peer has the role destination; results stay here")
     return 0
 
 
 def verify(arguments: Arguments) -> int:
-    """Check the ledger and every stored hash."""
+    """Check the ledger, the audit trail and every stored hash."""
     with opened(settings_of(arguments)) as store:
-        ledger = store.ledger()
+        ledger, trail = store.ledger(), store.audit.prove()
         stored = [(one.path, one.sha256) for one in store.series.all_instances()]
         stored += derived_files(store.database)
     problems = [problem for path, sha256 in stored if (problem := wrong(path, sha256))]
+    if trail.broken:
+        problems.insert(0, trail.broken)
     if not ledger.balanced:
         problems.insert(0, f"the ledger does not add up: {ledger.counts}")
     if arguments.json:
         document = {"ledger": ledger.counts, "balanced": ledger.balanced, "files": len(stored)}
-        print_json(document | {"problems": problems})
+        audit = {"rows": trail.rows, "head": trail.head}
+        print_json(document | {"audit": audit, "problems": problems})
     elif problems:
         print("\n".join(problems))
     else:
         print(f"{len(stored)} files as recorded; {ledger.acknowledged} instances accounted for")
+        print(f"{trail.rows} rows of the audit trail in order; its head is {trail.head}")
     if problems:
         print(f"dicom-node verify: {len(problems)} problems, first: {problems[0]}", file=sys.stderr)
     return REFUSED if problems else 0

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dicom_node.settings import Settings, load_settings
@@ -29,9 +30,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def settings_of(arguments: argparse.Namespace, **overrides: str) -> Settings:
-    """Return the configuration that the command's options ask for."""
+def settings_of(
+    arguments: argparse.Namespace, *, path: Path | None = None, **overrides: str
+) -> Settings:
+    """Return the configuration that the command's options ask for, or that of the file `path`."""
     named = {name.replace("__", "."): value for name, value in overrides.items()}
     if arguments.state_dir is not None:
         named["node.state_dir"] = str(arguments.state_dir)
-    return load_settings(arguments.config, overrides=named)
+    return load_settings(path or arguments.config, overrides=named)

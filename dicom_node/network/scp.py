@@ -25,15 +25,17 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node import telemetry
 from dicom_node.errors import InstanceRejected
 from dicom_node.intake import Incoming, take_in
-from dicom_node.network.peers import Admission, Caller, Rejection
-from dicom_node.network.transport import close, listen
+from dicom_node.network.commitment import Reports, context
+from dicom_node.network.commitment_scp import CommitmentScp
+from dicom_node.network.limits import Limits
+from dicom_node.network.peers import Admission
+from dicom_node.network.tls import credentials
+from dicom_node.network.transport import Listener, Policy, close, listen
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Store
@@ -57,7 +59,6 @@ TRANSFER_SYNTAXES = (
 )
 NOT_AUTHORISED = 0x0124
 CANNOT_UNDERSTAND = 0xC000
-SHUTTING_DOWN = Rejection(result=2, source=3, reason=1, why="the node is stopping")
 COMMENT_CHARACTERS = 64  # PS3.7 E.1: ErrorComment is one LO
 
 log = telemetry.get_logger()
@@ -85,11 +86,12 @@ class NodeScp:
         self._store = store
         self._files = files
         self._clock = clock
-        self._admission = Admission(settings.node.ae_title, settings.peers)
+        self._policy = _policy(settings)
         self._ae = _entity(settings)
         self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
-        self._stopping = False
-        self._server: ThreadedAssociationServer | None = None
+        self._commitment = CommitmentScp(store, settings, clock)
+        self._reports = Reports(store, settings, clock)
+        self._server: Listener | None = None
 
     def start(self) -> None:
         """Listen.
@@ -100,48 +102,44 @@ class NodeScp:
             If the address is taken; the message names it.
         """
         handlers: list[EventHandlerType] = [
-            (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_N_ACTION, self._on_action),
+            (evt.EVT_N_EVENT_REPORT, self._reports.on_event),
         ]
-        self._stopping = False
-        self._server = listen(self._ae, (self.host, self.port), handlers)
+        address = (self.host, self.port)
+        self._server = listen(self._ae, address, handlers, self._policy, self._on_admitted)
         self.port = int(self._server.server_address[1])
+        self._commitment.start()
         log.info("scp.listening", host=self.host, port=self.port)
+        if self.tls_port:
+            log.info("scp.listening", host=self.host, port=self.tls_port, kind="TLS")
 
     def stop(self, drain_s: float | None = None) -> None:
         """Take no new association, let the running ones end, abort them after `drain_s`."""
         if self._server is None:
             return
-        self._stopping = True
         aborted = close(self._server, self._drain_s if drain_s is None else drain_s)
         self._server = None
+        self._commitment.stop()
         log.info("scp.stopped", count=aborted)
 
     @property
     def listening(self) -> bool:
         """Return whether new associations are taken."""
-        return self._server is not None and not self._stopping
+        return self._server is not None and self._server.open
+
+    @property
+    def tls_port(self) -> int:
+        """Return the port that speaks TLS; 0 while there is none."""
+        return int(self._server.tls_address[1]) if self._server and self._server.tls_address else 0
 
     def associations(self) -> int:
         """Return how many associations are open."""
         return len(self._server.active_associations) if self._server else 0
 
-    def _on_requested(self, event: Event) -> None:
-        """Admit the caller, or send the A-ASSOCIATE-RJ that fits."""
-        request = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
-        caller = Caller(
-            calling_ae=request.calling_ae_title or "",
-            called_ae=request.called_ae_title or "",
-            address=event.assoc.requestor.address or "",
-        )
-        verdict = SHUTTING_DOWN if self._stopping else self._admission.judge(caller)
-        if not isinstance(verdict, Rejection):
-            self._peers[event.assoc] = verdict
-            return
-        telemetry.associations_rejected.labels(reason=str(verdict.reason)).inc()
-        log.warning("association.rejected", reason=verdict.why, address=caller.address)
-        event.assoc.acse.send_reject(verdict.result, verdict.source, verdict.reason)
-        event.assoc.kill()  # returns when the peer has it and the connection is closed
+    def _on_admitted(self, association: Association, peer: PeerSettings) -> None:
+        """Note whose association this is."""
+        self._peers[association] = peer
 
     def _on_store(self, event: Event) -> int | Dataset:
         """Return 0x0000 when the instance is durable, else why not."""
@@ -162,17 +160,36 @@ class NodeScp:
         except InstanceRejected as error:
             return _answer(error.status, str(error))
 
+    def _on_action(self, event: Event) -> tuple[int, None]:
+        """Return 0x0000 when the request for storage commitment is on record."""
+        return self._commitment.on_action(event, self._peers[event.assoc]), None
+
 
 def _entity(settings: Settings) -> AE:
     ae = AE(ae_title=settings.node.ae_title)
     ae.maximum_pdu_size = settings.node.max_pdu_bytes
-    ae.maximum_associations = settings.node.max_associations
     ae.acse_timeout = settings.node.acse_timeout_s
     ae.network_timeout = settings.node.network_timeout_s
     ae.add_supported_context(Verification)
+    # In both roles: scanners ask us, and destinations report to us on associations they open.
+    commitment = context()
+    ae.add_supported_context(
+        str(commitment.abstract_syntax), commitment.transfer_syntax, scu_role=True, scp_role=True
+    )
     for sop_class in settings.node.storage_classes:
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     return ae
+
+
+def _policy(settings: Settings) -> Policy:
+    """Return who may come in; raises SettingsError when a certificate cannot be used."""
+    only_tls = settings.tls.port == settings.node.port != 0
+    return Policy(
+        limits=Limits.of(settings),
+        doorkeeper=Admission(settings.node.ae_title, settings.peers),
+        tls=credentials(settings.tls),
+        tls_port=None if only_tls else settings.tls.port,
+    )
 
 
 def _answer(status: int, comment: str) -> Dataset:

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import queue
 import socket
+import ssl
 import threading
 import time
 import warnings
@@ -20,11 +21,15 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_node.errors import NodeError
+from dicom_node.network.limits import Limits
+from dicom_node.network.tls import Credentials, diagnose, expected_name
 from dicom_node.network.transport import PDU_BYTES, tune
+from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.settings import PeerSettings
 
@@ -37,11 +42,12 @@ SLOWEST_BYTES_PER_S = 1_000_000  # a large instance may take longer than one tim
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Time limits of an association that we request, in seconds."""
+    """Time limits of an association that we request, in seconds, and our certificates for it."""
 
     connect_s: float = 10.0
     association_s: float = 15.0
     reply_s: float = 30.0
+    tls: Credentials | None = None  # for peers that are called with TLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class Item:
     key: int
     sop_uid: str
     path: Path
+    sha256: str | None = None  # what the file must have; None: whatever it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +190,12 @@ def send(
     *,
     timeouts: Timeouts = Timeouts(),
     proceed: Callable[[], bool] = lambda: True,
+    resumes: int = RESUMES,
 ) -> Iterator[Outcome]:
     """Yield one outcome per instance that was tried, as soon as it is known.
 
     An association that broke or timed out is never used again; the rest of the instances follow
-    over a fresh one, RESUMES times at most without progress. Then the instance at hand gets the
+    over a fresh one, `resumes` times at most without progress. Then the instance at hand gets the
     fault as its outcome, and nothing is tried after it; the same when no association can be had.
 
     Parameters
@@ -211,7 +219,7 @@ def send(
                 yield outcome
         except AssociationFault as fault:
             breaks = breaks + 1 if len(waiting) == before else 1
-            if not fault.mid_way or breaks > RESUMES:
+            if not fault.mid_way or breaks > resumes:
                 yield Outcome(item=waiting[0].item, fault=fault.fault, comment=fault.comment)
                 return
 
@@ -256,6 +264,8 @@ def _send_over_one(
             if each.context not in accepted:
                 comment = f"{each.sop_class.name}, {each.transfer_syntax.name}"
                 yield Outcome(item=each.item, fault=Fault.NO_CONTEXT, comment=comment)
+            elif each.item.sha256 not in (None, sha256_of(each.item.path)):
+                yield Outcome(item=each.item, fault=Fault.ALTERED, comment="its SHA-256 differs")
             else:
                 yield _store(association, each, number % 65535 + 1, timeouts)
     finally:
@@ -295,8 +305,18 @@ def associate(
     calling_ae: str,
     contexts: Iterable[PresentationContext],
     timeouts: Timeouts,
+    *,
+    handlers: Sequence[EventHandlerType] = (),
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
 ) -> Association:
     """Return an established association with at least one accepted context.
+
+    Parameters
+    ----------
+    handlers
+        Bound after our own: of what the peer may ask on this association.
+    roles
+        Roles other than the default, which is that we are the SCU.
 
     Raises
     ------
@@ -309,14 +329,38 @@ def associate(
     ae.acse_timeout = timeouts.association_s
     ae.dimse_timeout = timeouts.reply_s
     connected = threading.Event()
-    on_open = [tune, lambda event: connected.set(), *([keep_replies] if CURE_FITS else [])]
-    handlers: list[EventHandlerType] = [(evt.EVT_CONN_OPEN, handler) for handler in on_open]
+    on_open = [lambda event: connected.set(), *([keep_replies] if CURE_FITS else [])]
+    bound: list[EventHandlerType] = [
+        (evt.EVT_CONN_OPEN, tune, [Limits(pdu_s=timeouts.reply_s)]),
+        *((evt.EVT_CONN_OPEN, handler) for handler in on_open),
+    ]
     association = ae.associate(
-        _resolve(peer), peer.port, list(contexts), peer.ae_title, evt_handlers=handlers
+        _resolve(peer),
+        peer.port,
+        list(contexts),
+        peer.ae_title,
+        evt_handlers=[*bound, *handlers],
+        tls_args=_tls_args(peer, timeouts.tls),
     )
     if association.is_established:
         return association
+    if peer.tls and timeouts.tls and not connected.is_set():
+        why = diagnose(
+            (peer.host, peer.port), timeouts.tls, expected_name(peer), timeouts.connect_s
+        )
+        raise AssociationFault(Fault.UNREACHABLE, why or f"{peer.host}:{peer.port}")
     raise _why_none(association, peer, connected.is_set())
+
+
+def _tls_args(peer: PeerSettings, tls: Credentials | None) -> tuple[ssl.SSLContext, str] | None:
+    """Return what pynetdicom needs to call with TLS; never None for a peer that must have it."""
+    if not peer.tls:
+        return None
+    if tls is None:
+        raise AssociationFault(
+            Fault.UNREACHABLE, f"no certificate of ours to call {peer.name} with"
+        )
+    return tls.client(), expected_name(peer)
 
 
 def _resolve(peer: PeerSettings) -> str:

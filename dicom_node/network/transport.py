@@ -1,23 +1,35 @@
 """What every association of ours needs below DIMSE: quick, bounded and stoppable sockets."""
 
+import gc
 import socket
 import time
-from collections.abc import Sequence
-from threading import Thread
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from threading import Thread, current_thread
+from typing import cast
 
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
 from dicom_node.errors import NodeError
+from dicom_node.network.limits import Complaints, LimitExceeded, Limits, Meter, Seats
+from dicom_node.network.lobby import Anyone, Door, Doorkeeper, Lobby, Visitor
+from dicom_node.network.tls import Credentials
+from dicom_node.settings import PeerSettings
 
 PDU_BYTES = 131072  # what we ask peers to send at most; larger PDUs, fewer turns of the reactor
-LONGEST_PDU_BYTES = 16 * 2**20  # some peers ignore the limit; none needs more than this
-SOCKET_TIMEOUT_S = 30.0  # a peer that stalls inside a PDU, or stops reading, is cut after this
+STEP_BYTES = 2**18
 POLL_S = 0.05
+BACKLOG = 256  # connections that the system keeps while the lobby is busy
+UNLIMITED = 10**6  # pynetdicom counts associations too late: `Seats` has done it
+UNREADABLE_S = 0.1  # how long an association whose request is garbage is waited for
+COLLECT_EVERY = 16  # ended associations; they are cycles, which Python alone frees too late
 
 
-def tune(event: Event) -> None:
+def tune(event: Event, limits: Limits, complaints: Complaints | None = None) -> None:
     """Set up the socket of a new connection; bind it to EVT_CONN_OPEN.
 
     Nagle's algorithm holds every small PDU back for 40 ms. pynetdicom leaves accepted sockets
@@ -25,60 +37,226 @@ def tune(event: Event) -> None:
     """
     wrapper = event.assoc.dul.socket
     if wrapper is None or wrapper.socket is None:
-        return  # gone already: a health check
+        return  # gone already
     wrapper.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    wrapper.socket.settimeout(SOCKET_TIMEOUT_S)
-    wrapper.recv = lambda nr_bytes: receive(wrapper, nr_bytes)  # type: ignore[method-assign]
+    wrapper.socket.settimeout(limits.pdu_s)
+    meter = Meter(limits)
+    event.assoc.bind(evt.EVT_DIMSE_RECV, lambda _: meter.restart())
+
+    def recv(nr_bytes: int) -> bytearray:
+        try:
+            meter.add(nr_bytes)
+            return receive(wrapper, nr_bytes, limits.pdu_s)
+        except LimitExceeded as error:
+            if complaints:
+                address = event.assoc.requestor.address or ""
+                complaints.note(error.kind, "connection.cut", reason=str(error), address=address)
+            raise
+
+    wrapper.recv = recv  # type: ignore[method-assign]
 
 
-def receive(wrapper: AssociationSocket, nr_bytes: int) -> bytearray:
+def receive(wrapper: AssociationSocket, nr_bytes: int, limit_s: float) -> bytearray:
     """Return the next `nr_bytes` of the connection; fewer when the peer closed it.
 
     Raises
     ------
-    OSError
-        If the peer announces a PDU longer than LONGEST_PDU_BYTES, or stalls.
+    LimitExceeded
+        If they have not come after `limit_s`: for the whole PDU, a drip does not renew it.
     """
-    if nr_bytes > LONGEST_PDU_BYTES:
-        raise OSError(f"a PDU of {nr_bytes} bytes is announced, {LONGEST_PDU_BYTES} is the most")
-    deadline = time.monotonic() + SOCKET_TIMEOUT_S  # for the whole PDU: a drip does not renew it
-    data = bytearray(nr_bytes)
-    view = memoryview(data)
+    deadline = time.monotonic() + limit_s
+    data = bytearray(min(nr_bytes, STEP_BYTES))  # what is announced is not believed before it comes
     got = 0
-    while got < nr_bytes and (sock := wrapper.socket) is not None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"a PDU was not complete after {SOCKET_TIMEOUT_S:g} s")
-        read = sock.recv_into(view[got:])
-        if not read:
-            break
-        got += read
-    view.release()
+    try:
+        while got < nr_bytes and (sock := wrapper.socket) is not None:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if got == len(data):
+                data.extend(bytes(min(nr_bytes - got, STEP_BYTES)))
+            with memoryview(data) as view, view[got:] as rest:
+                read = sock.recv_into(rest)
+            if not read:
+                break
+            got += read
+    except TimeoutError:
+        text = f"{got} of {nr_bytes} bytes of a PDU after {limit_s:g} s"
+        raise LimitExceeded("slow PDU", text) from None
     del data[got:]
     return data
 
 
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Who may come in, and what they may cost."""
+
+    limits: Limits = Limits()
+    doorkeeper: Doorkeeper = Anyone()
+    tls: Credentials | None = None
+    tls_port: int | None = None  # None: TLS, if any, on the only port
+
+
+class Listener:
+    """Accepts associations: a lobby in front of pynetdicom's association server."""
+
+    def __init__(
+        self,
+        ae: AE,
+        address: tuple[str, int],
+        handlers: Sequence[EventHandlerType],
+        policy: Policy,
+        admitted: Callable[[Association, PeerSettings], None],
+    ) -> None:
+        self._limits = policy.limits
+        self._seats = Seats(policy.limits)
+        self._complaints = Complaints()
+        self._admitted = admitted
+        self._guests: dict[socket.socket, tuple[Visitor, PeerSettings]] = {}
+        self._hosts: set[Thread] = set()
+        self._ended = 0
+        ae.maximum_associations = UNLIMITED
+        everyone: list[EventHandlerType] = [(evt.EVT_CONN_OPEN, self._on_open), *handlers]
+        self._server = ae.make_server(
+            address, evt_handlers=everyone, server_class=ThreadedAssociationServer
+        )
+        doors = self._doors(address[0], policy)
+        self._lobby = Lobby(
+            doors,
+            policy.limits,
+            policy.doorkeeper,
+            self._seats,
+            self._hand_over,
+            self._complaints,
+        )
+        self._lobby.start()
+
+    def _doors(self, host: str, policy: Policy) -> list[Door]:
+        """Return the sockets that listen, plain and TLS."""
+        plain = cast(socket.socket, self._server.socket)
+        plain.listen(BACKLOG)
+        self.server_address = plain.getsockname()
+        self.tls_address = self.server_address if policy.tls else None
+        if policy.tls is None or policy.tls_port is None:
+            return [Door(sock=plain, tls=policy.tls)]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        address = (host, policy.tls_port)
+        try:
+            secure = socket.create_server(address, family=family, backlog=BACKLOG)
+        except OSError as error:
+            plain.close()
+            raise NodeError(
+                f"cannot listen on {host}:{policy.tls_port} for TLS: {error}"
+            ) from error
+        self.tls_address = secure.getsockname()
+        return [Door(sock=plain), Door(sock=secure, tls=policy.tls)]
+
+    @property
+    def active_associations(self) -> list[Association]:
+        """Return the associations that have been admitted and have not ended."""
+        return self._server.active_associations
+
+    @property
+    def open(self) -> bool:
+        """Return whether connections are accepted."""
+        return self._lobby.open
+
+    def waiting(self) -> int:
+        """Return how many connections have not asked for an association yet, or leave."""
+        return self._lobby.waiting()
+
+    def shutdown(self) -> None:
+        """Accept no more; associations that were admitted go on."""
+        self._lobby.stop()
+        for host in list(self._hosts):  # so that `active_associations` has them all
+            host.join(timeout=2.0)
+
+    def _hand_over(self, visitor: Visitor, peer: PeerSettings) -> None:
+        """Give an admitted connection to pynetdicom, in a thread of its own."""
+        self._guests[visitor.sock] = (visitor, peer)
+        host = Thread(target=self._host, args=(visitor, peer), name="host")
+        host.daemon = False  # an association inherits that, and is drained, not dropped
+        self._hosts.add(host)
+        try:
+            host.start()
+        except RuntimeError:  # no thread to be had: the lobby deals with it
+            self._hosts.discard(host)
+            self._guests.pop(visitor.sock)
+            raise
+
+    def _host(self, visitor: Visitor, peer: PeerSettings) -> None:
+        started = False
+        try:
+            self._server.finish_request(visitor.sock, visitor.address)
+            started = True
+        finally:
+            self._hosts.discard(current_thread())
+            if not started:  # no thread to be had, for example
+                self._guests.pop(visitor.sock, None)
+                self._leave(visitor, peer)
+
+    def _on_open(self, event: Event) -> None:
+        """Let the association begin with the request that the lobby has read."""
+        assoc = event.assoc
+        wrapper = cast(AssociationSocket, assoc.dul.socket)
+        visitor, peer = self._guests.pop(cast(socket.socket, wrapper.socket))
+        self._leave_at_the_end(assoc, visitor, peer)
+        self._admitted(assoc, peer)
+        wrapper.recv = BytesIO(visitor.data).read  # type: ignore[method-assign,assignment]
+        visitor.data.clear()
+        assoc.dul._read_pdu_data()
+        if assoc.dul._recv_pdu.empty():
+            self._complaints.note(
+                "bad request", "connection.cut", peer=peer.name, address=visitor.host
+            )
+            assoc.acse_timeout = UNREADABLE_S
+        tune(event, self._limits, self._complaints)
+
+    def _leave_at_the_end(self, assoc: Association, visitor: Visitor, peer: PeerSettings) -> None:
+        run = assoc.run
+
+        def run_and_leave() -> None:
+            try:
+                run()
+            finally:
+                self._leave(visitor, peer)
+
+        assoc.run = run_and_leave  # type: ignore[method-assign]
+
+    def _leave(self, visitor: Visitor, peer: PeerSettings) -> None:
+        """Free what an association held."""
+        visitor.sock.close()
+        self._seats.leave(peer.name)
+        self._ended += 1
+        if self._ended % COLLECT_EVERY == 0:
+            gc.collect()
+
+
 def listen(
-    ae: AE, address: tuple[str, int], handlers: Sequence[EventHandlerType]
-) -> ThreadedAssociationServer:
-    """Return a running server that accepts associations on `address`.
+    ae: AE,
+    address: tuple[str, int],
+    handlers: Sequence[EventHandlerType],
+    policy: Policy = Policy(),
+    admitted: Callable[[Association, PeerSettings], None] = lambda association, peer: None,
+) -> Listener:
+    """Return a running listener that accepts associations on `address`.
+
+    Parameters
+    ----------
+    admitted
+        Called with every association that is admitted, before its first message.
 
     Raises
     ------
     NodeError
         If the address cannot be bound: the message names it.
     """
-    everyone: list[EventHandlerType] = [(evt.EVT_CONN_OPEN, tune), *handlers]
     host, port = address
     try:
-        server = ae.start_server(address, block=False, evt_handlers=everyone)
+        return Listener(ae, address, handlers, policy, admitted)
     except (OSError, ValueError) as error:
         raise NodeError(f"cannot listen on {host}:{port}: {error}") from error
-    if server is None:
-        raise NodeError(f"cannot listen on {host}:{port}")
-    return server
 
 
-def close(server: ThreadedAssociationServer, drain_s: float) -> int:
+def close(server: Listener, drain_s: float) -> int:
     """Return how many connections were cut: half-open ones at once, the others after `drain_s`."""
     server.shutdown()
     deadline = time.monotonic() + drain_s
@@ -93,5 +271,5 @@ def close(server: ThreadedAssociationServer, drain_s: float) -> int:
     return len(late)
 
 
-def _established(server: ThreadedAssociationServer) -> bool:
+def _established(server: Listener) -> bool:
     return any(association.is_established for association in server.active_associations)

@@ -3,22 +3,27 @@
 The store is the queue: there are no marker files and no queue in memory.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from dicom_node.store import schema
+from dicom_node.store.audit import AuditRow, AuditStore
+from dicom_node.store.chain import Proof
+from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, Reported
 from dicom_node.store.database import Database
+from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
 from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
+from dicom_node.store.transactions import Reference
 
 __all__ = [
     "AuditRow",
     "ClaimedJob",
+    "Debt",
     "DeliveryInstance",
     "DeliveryTask",
     "DerivedInstance",
@@ -27,43 +32,15 @@ __all__ = [
     "JobRow",
     "Ledger",
     "NewInstance",
+    "Outstanding",
+    "Proof",
     "Recorded",
+    "Reference",
+    "Report",
+    "Reported",
     "Store",
     "open_store",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRow:
-    """One line of the audit trail."""
-
-    id: int
-    at: datetime
-    event: str
-    job_id: int | None
-    fields: dict[str, Any]
-
-
-class AuditStore:
-    """The audit trail: rows are added, never changed."""
-
-    def __init__(self, database: Database) -> None:
-        """Read and write `database`."""
-        self._database = database
-
-    def record(self, event: str, now: datetime, **fields: Any) -> None:
-        """Add one row and one log line; fields that telemetry does not know are withheld."""
-        with self._database.transaction() as work:
-            work.record(event, now, **fields)
-
-    def listing(self, *, job_id: int | None = None, limit: int | None = None) -> list[AuditRow]:
-        """Return the trail, oldest first: of one job, or the last `limit` rows."""
-        query = sa.select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
-        if job_id is not None:
-            query = query.where(schema.audit.c.job_id == job_id)
-        with self._database.reading() as connection:
-            rows = [AuditRow(**row._mapping) for row in connection.execute(query)]
-        return rows[::-1]
 
 
 class SwitchStore:
@@ -100,6 +77,8 @@ class Store:
         self.series = SeriesStore(database)
         self.jobs = JobStore(database)
         self.deliveries = DeliveryStore(database)
+        self.commitments = CommitmentStore(database)
+        self.debts = DebtStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
 

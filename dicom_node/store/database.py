@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from dicom_node.errors import SettingsError, StoreUnavailable
-from dicom_node.store.schema import audit
+from dicom_node.store.chain import Entry, append
 from dicom_node.telemetry import allowed, get_logger
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -26,22 +26,18 @@ MIGRATION_LOCK = 4704  # any number: PostgreSQL advisory lock that lets one proc
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One transaction: its connection, and what is to be logged once it is committed."""
+    """One transaction: its connection, and what the audit trail is to say of it."""
 
     connection: sa.Connection
-    lines: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    trail: list[Entry] = field(default_factory=list)
 
     def execute(self, statement: sa.Executable) -> sa.CursorResult[Any]:
         """Return the result of `statement` inside this transaction."""
         return self.connection.execute(statement)
 
     def record(self, event: str, now: datetime, **fields: Any) -> None:
-        """Write an audit row now and a log line after the commit."""
-        safe = allowed(fields)
-        job_id = safe.get("job")
-        row = {"at": now, "event": event, "job_id": job_id, "fields": safe}
-        self.execute(sa.insert(audit).values(**row))
-        self.lines.append((event, safe))
+        """Add an audit row at the end of this transaction, and a log line after its commit."""
+        self.trail.append(Entry(at=now, event=event, fields=allowed(fields)))
 
 
 class Database:
@@ -67,16 +63,20 @@ class Database:
             with self._turn, self.engine.begin() as connection:
                 work = Work(connection=connection)
                 yield work
+                append(connection, work.trail)
         except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
             raise StoreUnavailable(f"the database did not commit: {error_text(error)}") from error
-        for event, fields in work.lines:
-            get_logger().info(event, **fields)
+        for entry in work.trail:
+            get_logger().info(entry.event, **entry.fields)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Yield a connection that sees one state of the database and never waits for writers."""
+        options: dict[str, Any] = {"dicom_node_read": True}
+        if not self.is_sqlite:  # else every statement would see another state
+            options["isolation_level"] = "REPEATABLE READ"
         try:
-            with self.engine.connect().execution_options(dicom_node_read=True) as connection:
+            with self.engine.connect().execution_options(**options) as connection:
                 yield connection
         except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
             raise StoreUnavailable(f"the database did not answer: {error_text(error)}") from error

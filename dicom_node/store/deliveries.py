@@ -1,5 +1,6 @@
 """Deliveries: one derived series on its way to one destination, instance by instance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.jobs import PRIORITIES
-from dicom_node.store.moves import move
+from dicom_node.store.moves import locked_job, move
 
 PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
 STATE_AFTER = {
@@ -32,6 +33,7 @@ class DeliveryInstance:
     sop_uid: str
     sop_class: str
     path: Path
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class DeliveryTask:
     job_id: int
     destination: str
     attempts: int
+    study_uid: str
+    series_uid: str
     instances: tuple[DeliveryInstance, ...]
 
 
@@ -54,12 +58,13 @@ class DeliveryStore:
 
     def due(self, now: datetime) -> list[DeliveryTask]:
         """Return the deliveries to try now, urgent ones first, with what is not yet sent."""
-        job, delivery = schema.job, schema.delivery
+        job, delivery, series = schema.job, schema.delivery, schema.series
         rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
         ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
         query = (
-            sa.select(delivery)
+            sa.select(delivery, job.c.derived_series_uid, series.c.series_uid, series.c.study_uid)
             .join(job, job.c.id == delivery.c.job_id)
+            .join(series, series.c.id == job.c.series_id)
             .where(job.c.state == JobState.DERIVED, delivery.c.state == PENDING, ready)
             .order_by(rank, delivery.c.id)
         )
@@ -83,6 +88,14 @@ class DeliveryStore:
                     f"delivery {delivery_id} has no derived instance {derived_instance_id}"
                 )
 
+    def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
+        """Keep that the destination has these instances, as it says when it is queried."""
+        part, derived = schema.delivery_instance, schema.derived_instance
+        ids = sa.select(derived.c.id).where(derived.c.sop_uid.in_(sop_uids))
+        these = (part.c.delivery_id == delivery_id) & part.c.derived_instance_id.in_(ids)
+        with self._database.transaction() as work:
+            work.execute(sa.update(part).where(these, part.c.sent_at.is_(None)).values(sent_at=now))
+
     def finish(
         self,
         delivery_id: int,
@@ -90,11 +103,14 @@ class DeliveryStore:
         reason: str,
         now: datetime,
         next_try_at: datetime | None = None,
+        *,
+        commitment: bool = False,
     ) -> str:
         """Return the delivery's state after an attempt; `outcome` is a `retry.Verdict`.
 
-        A delivery is SENT only when every instance has its success on record. The job is DELIVERED
-        when all its deliveries are, and DEAD when one failed for good and none is under way.
+        A delivery is SENT only when every instance has its success on record; with `commitment` it
+        is under way until the destination has committed them all. The job is DELIVERED when no
+        delivery is under way, and DEAD when one of them failed for good.
         """
         with self._database.transaction() as work:
             row = locked_delivery(work, delivery_id)
@@ -103,7 +119,11 @@ class DeliveryStore:
             state = STATE_AFTER[Verdict(outcome)]
             if state == SENT and unsent(work.connection, delivery_id):
                 state, reason = PENDING, "The destination has not confirmed every instance."
-            values = {"state": state, "reason": reason, "attempts": row.attempts + 1}
+            awaits = commitment and state == SENT and not wholly_committed(work, delivery_id)
+            if commitment and state == SENT and not awaits:
+                state = COMMITTED
+            values: dict[str, Any] = {"state": state, "reason": reason}
+            values |= {"attempts": row.attempts + 1, "awaits_commitment": awaits}
             values["next_try_at"] = next_try_at if state == PENDING else None
             this = schema.delivery.c.id == delivery_id
             work.execute(sa.update(schema.delivery).where(this).values(**values))
@@ -127,6 +147,8 @@ def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> Delive
         job_id=row.job_id,
         destination=row.destination,
         attempts=row.attempts,
+        study_uid=row.study_uid,
+        series_uid=row.derived_series_uid or row.series_uid,
         instances=instances,
     )
 
@@ -135,7 +157,7 @@ def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstanc
     """Return what the delivery's destination has not confirmed."""
     part, derived = schema.delivery_instance, schema.derived_instance
     query = (
-        sa.select(derived.c.id, derived.c.sop_uid, derived.c.sop_class, derived.c.path)
+        sa.select(derived)
         .join(part, part.c.derived_instance_id == derived.c.id)
         .where(part.c.delivery_id == delivery_id, part.c.sent_at.is_(None))
         .order_by(derived.c.id)
@@ -146,9 +168,17 @@ def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstanc
             sop_uid=row.sop_uid,
             sop_class=row.sop_class,
             path=Path(row.path),
+            sha256=row.sha256,
         )
         for row in connection.execute(query)
     )
+
+
+def wholly_committed(work: Work, delivery_id: int) -> bool:
+    """Return whether the delivery's destination has committed every instance."""
+    part = schema.delivery_instance
+    open_ones = (part.c.delivery_id == delivery_id) & part.c.committed_at.is_(None)
+    return work.execute(sa.select(part).where(open_ones).limit(1)).first() is None
 
 
 def locked_delivery(work: Work, delivery_id: int) -> sa.Row[Any]:
@@ -163,13 +193,15 @@ def locked_delivery(work: Work, delivery_id: int) -> sa.Row[Any]:
 def settle_job(work: Work, job_id: int, now: datetime) -> None:
     """End the job when none of its deliveries is under way."""
     delivery = schema.delivery
-    query = sa.select(delivery.c.destination, delivery.c.state, delivery.c.reason)
-    rows = work.execute(query.where(delivery.c.job_id == job_id).order_by(delivery.c.id)).all()
-    if any(row.state == PENDING for row in rows):
+    query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
+    rows = work.execute(query).all()
+    if any(row.state == PENDING or row.awaits_commitment for row in rows):
         return
     failed = [f"{row.destination}: {row.reason}" for row in rows if row.state == DEAD]
     if failed:
         move(work, job_id, "fail", now, reason=f"Sending failed for good: {'; '.join(failed)}")
         return
-    names = ", ".join(row.destination for row in rows)
-    move(work, job_id, "deliver", now, reason=f"The derived series was sent to {names}.")
+    kept = {COMMITTED: " (committed)"}
+    names = ", ".join(f"{row.destination}{kept.get(row.state, '')}" for row in rows)
+    what = "derived series was" if locked_job(work, job_id).derived_series_uid else "originals were"
+    move(work, job_id, "deliver", now, reason=f"The {what} sent to {names}.")

@@ -18,6 +18,7 @@ from dicom_node.store.results import (
     DerivedSeries,
     announce,
     attempt_over,
+    forward,
     resend,
     result_columns,
     store_result,
@@ -125,7 +126,8 @@ class JobStore:
     ) -> bool:
         """Return False, changing nothing, unless the job still waits with `received` instances.
 
-        A slice that arrives while the series is being examined makes the decision void.
+        A slice that arrives while the series is being examined makes the decision void. What is
+        to be forwarded is queued for its destinations in the same transaction.
         """
         series, job = schema.series, schema.job
         count = sa.select(series.c.acknowledged).join(job, job.c.series_id == series.c.id)
@@ -134,7 +136,11 @@ class JobStore:
             arrived = work.execute(locked).scalar_one_or_none()
             if arrived != received or locked_job(work, job_id).state != JobState.RECEIVING:
                 return False
+            if event == "forward":
+                columns |= {"published_at": now}
             move(work, job_id, event, now, reason=reason, **columns)
+            if event == "forward":
+                forward(work, job_id, columns["destinations"])
             return True
 
     def claim(self, worker: str, now: datetime, lease: timedelta) -> ClaimedJob | None:

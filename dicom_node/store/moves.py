@@ -18,6 +18,7 @@ from dicom_node.store.database import Work
 REASONS = {
     "receive": "Slices are arriving.",
     "enqueue": "Complete; waiting for a worker.",
+    "forward": "The originals are being sent on.",
     "hold": "Held: a person must look.",
     "skip": "Skipped.",
     "claim": "A worker is processing the series.",
@@ -135,6 +136,10 @@ def stop_deliveries(work: Work, job_id: int) -> None:
     work.execute(
         sa.update(delivery).where(pending).values(state="STOPPED", reason=reason, next_try_at=None)
     )
+    # What was sent stays SENT; nobody waits for its commitment any more, which still counts.
+    awaiting = (delivery.c.job_id == job_id) & delivery.c.awaits_commitment
+    values = {"awaits_commitment": False, "next_try_at": None}
+    work.execute(sa.update(delivery).where(awaiting).values(**values))
 
 
 def create_deliveries(work: Work, job_id: int, destinations: Sequence[str]) -> None:

@@ -89,11 +89,36 @@ def announce(
         move(work, job_id, "deliver", now, reason=reason)
 
 
+def forward(work: Work, job_id: int, destinations: Sequence[str]) -> None:
+    """Queue the originals of the job's series for each destination.
+
+    A late slice makes a new generation, which takes over what the older one was to send.
+    """
+    job, table, instance = schema.job, schema.derived_instance, schema.instance
+    series_id = sa.select(job.c.series_id).where(job.c.id == job_id).scalar_subquery()
+    originals = sa.select(instance).where(instance.c.series_id == series_id)
+    rows = work.execute(originals.order_by(instance.c.id)).all()
+    uids = sa.select(instance.c.sop_uid).where(instance.c.series_id == series_id)
+    work.execute(sa.update(table).where(table.c.sop_uid.in_(uids)).values(job_id=job_id))
+    mine = sa.select(table.c.sop_uid).where(table.c.job_id == job_id)
+    there = set(work.execute(mine).scalars())
+    names = ("sop_uid", "sop_class", "path", "sha256", "bytes")
+    news = [
+        {name: row._mapping[name] for name in names} | {"job_id": job_id}
+        for row in rows
+        if row.sop_uid not in there
+    ]
+    if news:
+        work.connection.execute(sa.insert(table), news)
+    create_deliveries(work, job_id, destinations)
+
+
 def resend(work: Work, job_id: int, now: datetime) -> None:
     """Try the failed deliveries of a published result again."""
     delivery = schema.delivery
     failed = (delivery.c.job_id == job_id) & (delivery.c.state == "DEAD")
     values = {"state": "PENDING", "attempts": 0, "next_try_at": None}
+    values |= {"commit_requests": 0, "commit_resends": 0}
     reason = "Waiting to be sent again."
     work.execute(sa.update(delivery).where(failed).values(**values, reason=reason))
     move(work, job_id, "resend", now)

@@ -111,7 +111,7 @@ job = sa.Table(
     sa.Index(None, "state", "id"),
 )
 
-derived_instance = sa.Table(
+derived_instance = sa.Table(  # what a job has to send: its result, or forwarded originals
     "derived_instance",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
@@ -131,8 +131,12 @@ delivery = sa.Table(
     sa.Column("destination", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("next_try_at", UtcDateTime),
+    sa.Column("next_try_at", UtcDateTime),  # of sending; once sent, of asking for commitment
     sa.Column("reason", sa.Text, nullable=False),
+    # Sent is not the end of it: the destination owes a storage commitment.
+    sa.Column("awaits_commitment", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("commit_requests", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("commit_resends", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("job_id", "destination"),
     sa.Index(None, "state", "id"),
 )
@@ -147,7 +151,34 @@ delivery_instance = sa.Table(
     sa.Column("committed_at", UtcDateTime),
 )
 
-audit = sa.Table(
+commitment = sa.Table(  # one transaction of Storage Commitment, in either role (PS3.4 J)
+    "commitment",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("role", sa.String(3), nullable=False),  # "scu": we ask; "scp": we are asked
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("transaction_uid", UID, nullable=False),
+    sa.Column("delivery_id", sa.Integer, sa.ForeignKey("delivery.id"), index=True),  # as SCU
+    sa.Column("state", sa.String(16), nullable=False),  # OPEN, REPORTED, EXPIRED, REFUSED or DEAD
+    sa.Column("attempts", sa.Integer, nullable=False),  # at reporting, as SCP
+    sa.Column("next_try_at", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.UniqueConstraint("role", "peer", "transaction_uid"),
+    sa.Index(None, "state", "id"),
+)
+
+commitment_instance = sa.Table(
+    "commitment_instance",
+    metadata,
+    foreign("commitment_id", "commitment.id", primary_key=True),
+    sa.Column("sop_uid", UID, primary_key=True),
+    sa.Column("sop_class", UID, nullable=False),
+    sa.Column("status", sa.Integer),  # 0: committed; else the Failure Reason; NULL: no word yet
+)
+
+audit = sa.Table(  # append-only: triggers refuse every change (migration 0003)
     "audit",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
@@ -155,6 +186,24 @@ audit = sa.Table(
     sa.Column("event", sa.String(64), nullable=False),
     sa.Column("job_id", sa.Integer, index=True),  # no foreign key: the trail outlives its job
     sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("hash", SHA256, nullable=False, server_default=""),  # see `chain.link`
+)
+
+audit_head = sa.Table(  # one row: where the trail ends
+    "audit_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("audit_id", sa.Integer, nullable=False),
+    sa.Column("hash", SHA256, nullable=False),
+)
+
+audit_export = sa.Table(  # one row: how far the collector has the trail
+    "audit_export",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("audit_id", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),  # tries since then
+    sa.Column("next_try_at", UtcDateTime),
 )
 
 switch = sa.Table(

@@ -1,4 +1,4 @@
-"""The status page, /healthz and /metrics: read-only, without script, without patient data."""
+"""The pages, REST, /healthz and /metrics: without script, without patient data."""
 
 import shutil
 from collections.abc import Callable
@@ -20,11 +20,23 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_node import telemetry
-from dicom_node.errors import StoreUnavailable, UnknownJob
+from dicom_node.errors import NodeError, StoreUnavailable, UnknownJob
 from dicom_node.settings import Settings
 from dicom_node.store import JobRow, Store
 from dicom_node.store.overview import oldest_queued, series_lines
 from dicom_node.web import views
+from dicom_node.web.api import Actions, Api, Forms, signed_in
+from dicom_node.web.auth import (
+    Denied,
+    Gate,
+    Guard,
+    Sessions,
+    caller_of,
+    for_machines,
+    refusal,
+    status_of,
+)
+from dicom_node.web.tokens import Role, TokenFile
 
 HERE = Path(__file__).parent
 REFRESH_S = 10
@@ -33,10 +45,10 @@ OLD_QUEUE_S = 3600.0  # a job that waits longer for a worker makes the strip's l
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
+        "form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer our own forms come from "null"
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
@@ -88,6 +100,10 @@ class Pages:
     probe: Probe
     templates: Environment
 
+    def login(self, request: Request) -> Response:
+        """Return the form for a token."""
+        return self._login_form()
+
     def index(self, request: Request) -> Response:
         """Return the table of series."""
         now = datetime.now(UTC)
@@ -96,7 +112,7 @@ class Pages:
         states = self.store.series.states()
         return self._page(
             "index.html",
-            now,
+            request,
             lines=lines,
             left_out=max(0, sum(states.values()) - len(lines)),
             counts=views.counts(states),
@@ -109,19 +125,37 @@ class Pages:
         try:
             job = self.store.jobs.get(request.path_params["job_id"])
         except UnknownJob as error:
-            return self._missing(now, str(error))
-        return self._page("job.html", now, refresh_s=REFRESH_S, **self._job_context(job, now))
+            return self.refused(request, error)
+        context = self._job_context(job, now) | {"buttons": self._buttons(request, job)}
+        return self._page("job.html", request, refresh_s=REFRESH_S, **context)
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        """Return a refusal as a page for people, in one line for programs."""
+        if not isinstance(error, NodeError):
+            raise error
+        code, headers = status_of(error)
+        path = request.scope["path"]
+        if path == "/login" and isinstance(error, Denied):
+            return self._login_form(code, headers, str(error))
+        if for_machines(request) or code in (401, 503):
+            return refusal(request, error)
+        title = "No such job" if isinstance(error, UnknownJob) else "Not done"
+        return self._page("missing.html", request, code, title=title, text=str(error))
 
     def healthz(self, request: Request) -> Response:
         """Return 200 when the node can receive and work, else 503 and what is wrong."""
         health = self.health(datetime.now(UTC))
-        return JSONResponse(health, status_code=200 if health["ok"] else 503)
+        code = 200 if health["ok"] else 503
+        if self.settings.web.closed and caller_of(request) is None:
+            health = {"ok": health["ok"]}
+        return JSONResponse(health, status_code=code)
 
     def metrics(self, request: Request) -> Response:
         """Return the metrics in Prometheus' text format, the store's share as of now."""
         ledger = self.store.ledger()
         telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
         telemetry.set_jobs(self.store.series.states())
+        telemetry.set_commitments(self.store.commitments.open_transactions())
         telemetry.free_bytes.set(self._free_bytes())
         return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -150,7 +184,22 @@ class Pages:
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.settings.node.state_dir).free
 
-    def _page(self, template: str, now: datetime, status: int = 200, **context: Any) -> Response:
+    def _login_form(
+        self, status: int = 200, headers: dict[str, str] | None = None, error: str = ""
+    ) -> Response:
+        html = self.templates.get_template("login.html").render(error=error)
+        return HTMLResponse(html, status_code=status, headers=headers)
+
+    def _buttons(self, request: Request, job: JobRow) -> tuple[str, ...]:
+        caller = signed_in(request)
+        if caller is None or not caller.may(Role.OPERATOR):
+            return ()
+        return views.possible_decisions(job.state, job.held_by)
+
+    def _page(self, template: str, request: Request, status: int = 200, **context: Any) -> Response:
+        now = datetime.now(UTC)
+        caller = signed_in(request)
+        operator = caller is not None and caller.may(Role.OPERATOR)
         node = {
             "ae_title": self.settings.node.ae_title,
             "host": self.settings.node.host,
@@ -158,14 +207,12 @@ class Pages:
             "version": software_version(),
             "at": views.clock_text(now),
             "lights": self._lights(now),
+            "sending": self.store.switches.get("sending", self.settings.sending.enabled),
         }
         html = self.templates.get_template(template).render(
-            {"node": node, "refresh_s": None} | context
+            {"node": node, "refresh_s": None, "caller": caller, "operator": operator} | context
         )
         return HTMLResponse(html, status_code=status)
-
-    def _missing(self, now: datetime, text: str) -> Response:
-        return self._page("missing.html", now, 404, title="No such job", text=text)
 
     def _lights(self, now: datetime) -> list[views.Light]:
         health = self.health(now)
@@ -238,19 +285,31 @@ def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
         lstrip_blocks=True,
     )
     pages = Pages(settings=settings, store=store, probe=probe, templates=templates)
+    guard = Guard(
+        settings=settings.web,
+        tokens=TokenFile(settings.node.state_dir),
+        sessions=Sessions(settings.web.session_s),
+    )
+    actions = Actions(settings=settings, store=store)
     return Starlette(
         routes=[
             Route("/", pages.index),
+            Route("/login", pages.login),
             Route("/jobs/{job_id:int}", pages.job),
             Route("/healthz", pages.healthz),
             Route("/metrics", pages.metrics),
+            *Api(actions=actions, guard=guard).routes(),
+            *Forms(actions=actions, guard=guard).routes(),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
-        middleware=[Middleware(SecurityHeaders)],
-        exception_handlers={StoreUnavailable: unavailable},
+        middleware=[Middleware(SecurityHeaders), Middleware(Gate, guard=guard)],
+        exception_handlers={StoreUnavailable: unavailable, NodeError: pages.refused},
     )
 
 
 def unavailable(request: Request, error: Exception) -> Response:
     """Return 503 in one sentence: the database does not answer."""
-    return PlainTextResponse(f"The node's database does not answer: {error}\n", status_code=503)
+    text = f"The node's database does not answer: {error}"
+    if for_machines(request):
+        return JSONResponse({"error": text}, status_code=503)
+    return PlainTextResponse(f"{text}\n", status_code=503)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from dicom_node.states import HeldBy, JobState
+from dicom_node.states import TRANSITIONS, HeldBy, JobState
 from dicom_node.store import AuditRow, JobRow
 
 LOOKS = {  # state -> colour class; the state itself always stands there as text
@@ -35,6 +35,13 @@ MEANING = {  # what a state says where the job gives no reason
     JobState.DELIVERED: "Every destination has the derived series.",
     JobState.SUPERSEDED: "A late image has started a new job for this series.",
     JobState.CANCELLED: "Cancelled by a person.",
+}
+TOLD = {  # field of an audit row -> how the timeline says it
+    "name": "by",
+    "destination": "destination",
+    "outcome": "outcome",
+    "worker": "worker",
+    "attempt": "attempt",
 }
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -140,8 +147,10 @@ def delivery_line(row: Mapping[str, Any]) -> DeliveryLine:
     """Return the text of one element of ``deliveries`` of the listing."""
     state = str(row["state"])
     sent = f", {row['sent']} sent" if state in ("PENDING", "DEAD") and row.get("sent") else ""
+    some = row.get("committed") and state != "COMMITTED"
+    kept = f", {row['committed']} committed" if some else ""
     reason = f" ({row['reason']})" if row.get("reason") else ""
-    text = f"{row['destination']}: {state.lower()}{sent}{reason}"
+    text = f"{row['destination']}: {state.lower()}{sent}{kept}{reason}"
     return DeliveryLine(text=text, look=DELIVERY_LOOKS.get(state, "idle"))
 
 
@@ -212,6 +221,18 @@ def advice(state: JobState, held_by: str | None, job_id: int) -> Advice | None:
     return Advice(text=text, commands=(release, cancel))
 
 
+def possible_decisions(state: JobState, held_by: str | None) -> tuple[str, ...]:
+    """Return what a person can decide about a job at a button, in the order of the buttons.
+
+    Processing a delivered series again is no button: that is deliberate work for the command line.
+    """
+    return tuple(
+        event
+        for event in ("release", "requeue", "cancel")
+        if (state, event) in TRANSITIONS and not (event == "release" and held_by == HeldBy.GATE)
+    )
+
+
 def job_facts(job: JobRow, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a job, named, without what is not known."""
     facts = {
@@ -250,8 +271,6 @@ def timeline(rows: Sequence[AuditRow]) -> list[TimelineEvent]:
 def timeline_text(fields: Mapping[str, Any]) -> str:
     """Return the fields of an audit row in words."""
     named = [
-        f"{name} {fields[name]}"
-        for name in ("destination", "outcome", "worker", "attempt")
-        if fields.get(name) is not None
+        f"{label} {fields[name]}" for name, label in TOLD.items() if fields.get(name) is not None
     ]
     return " ".join(filter(None, [str(fields.get("reason") or ""), ", ".join(named)]))

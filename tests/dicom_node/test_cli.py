@@ -14,6 +14,7 @@ from dicom_node.network.archive import LoopbackArchive
 from dicom_node.states import JobState
 from dicom_node.worker import Worker
 from tests import phantoms
+from tests.certificates import Authority
 from tests.dicom_node.nodes import copying_engine, queued_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +252,27 @@ def test_verify_finds_an_instance_that_is_not_accounted_for(node, run):
     assert "does not add up" in out
 
 
+def test_verify_finds_a_touched_audit_trail(node, run):
+    with node.store.database.transaction() as work:
+        work.connection.exec_driver_sql("DROP TRIGGER audit_no_update")
+        work.connection.exec_driver_sql("UPDATE audit SET event = 'nothing' WHERE id = 2")
+
+    code, out, err = run("verify")
+
+    assert code == 1
+    assert "audit row 2 (" in out
+    assert "audit row 2 (" in err and len(err.splitlines()) == 1
+
+
+def test_verify_says_where_the_audit_trail_ends(node, run):
+    rows = len(node.store.audit.listing())
+
+    assert json.loads(run("verify", "--json")[1])["audit"] == {
+        "rows": rows,
+        "head": node.store.audit.prove().head,
+    }
+
+
 def test_the_sending_switch(node, run):
     assert run("send")[1] == "sending is on\n"
     assert run("send", "off")[1] == "sending is off\n"
@@ -284,6 +306,28 @@ def test_check_config_says_what_opens_the_node_to_others(run, tmp_path):
     config.write_text('[node]\nhost = "0.0.0.0"\n')
 
     assert "beyond this machine" in run("check-config", config)[1]
+
+
+def test_check_config_reads_the_certificates(run, tmp_path):
+    issued = Authority(tmp_path).issue("node")
+    names = ("certificate", "key", "ca")
+    lines = "".join(f'{name} = "{getattr(issued, name)}"\n' for name in names)
+    config = tmp_path / "node.toml"
+    config.write_text(f"[tls]\n{lines}")
+
+    assert run("check-config", config)[0] == 0
+    issued.key.chmod(0o644)
+    code, _, err = run("check-config", config)
+
+    assert code == 1
+    assert f"tls.key = {issued.key}: mode 0644 opens the key to others" in err
+
+
+def test_check_config_names_peers_without_tls(run, tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text('[[peers]]\nname = "mr"\nae_title = "MR1"\nhost = "192.0.2.7"\n')
+
+    assert "mr is served and called without TLS" in run("check-config", config)[1]
 
 
 def test_check_config_refuses_an_unknown_key(run, tmp_path):

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.retry import FAULTS, Fault, Verdict, backoff_s, classify, describe
+from dicom_node.retry import (
+    COMMITMENT_FAILURES,
+    FAULTS,
+    Cure,
+    Fault,
+    Verdict,
+    backoff_s,
+    classify,
+    cure,
+    describe,
+    describe_failure,
+)
 
 SENT, WARNED = Verdict.SENT, Verdict.SENT_WITH_WARNING
 AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
@@ -17,6 +28,7 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
     [
         (0x0000, SENT),
         (0xB000, WARNED),
+        (0xBFFF, WARNED),
         (0xB006, WARNED),
         (0xB007, WARNED),
         (0x0111, WARNED),
@@ -26,9 +38,19 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (0x0213, AGAIN),
         (0xA700, AGAIN),
         (0xA7FF, AGAIN),
-        (0x0122, NEVER),
-        (0x0124, NEVER),
+        (0x0112, NEVER),
+        (0x0114, NEVER),
+        (0x0115, NEVER),
         (0x0117, NEVER),
+        (0x0118, NEVER),
+        (0x0119, NEVER),
+        (0x0120, NEVER),
+        (0x0121, NEVER),
+        (0x0122, NEVER),
+        (0x0123, NEVER),
+        (0x0124, NEVER),
+        (0x0211, NEVER),
+        (0x0212, NEVER),
         (0xA900, NEVER),
         (0xA9FF, NEVER),
         (0xC000, NEVER),
@@ -42,10 +64,43 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (Fault.REJECTED_PERMANENT, NEVER),
         (Fault.NO_CONTEXT, NEVER),
         (Fault.NO_FILE, NEVER),
+        (Fault.ALTERED, NEVER),
     ],
 )
 def test_fault_has_its_verdict(fault, verdict):
     assert classify(fault).verdict is verdict
+
+
+def test_every_row_of_the_table_is_tested():
+    rows = test_fault_has_its_verdict.pytestmark[0].args[1]
+    tested = [fault for fault, _ in rows]
+
+    for row in FAULTS:
+        first, last = row if isinstance(row, tuple) else (row, row)
+        assert first in tested and last in tested, row
+
+
+@pytest.mark.parametrize(
+    ("reason", "helps"),
+    [
+        (0x0110, Cure.RESEND),
+        (0x0112, Cure.RESEND),
+        (0x0213, Cure.RESEND),
+        (0x0131, Cure.ASK),
+        (0x0119, Cure.NONE),
+        (0x0122, Cure.NONE),
+        (0x4711, Cure.RESEND),  # no Failure Reason of DICOM: resends are bounded
+    ],
+)
+def test_failure_reason_has_its_cure(reason, helps):
+    assert cure(reason) is helps
+    assert f"0x{reason:04X}" in describe_failure(reason)
+
+
+def test_every_failure_reason_is_tested():
+    rows = test_failure_reason_has_its_cure.pytestmark[0].args[1]
+
+    assert set(COMMITMENT_FAILURES) < {reason for reason, _ in rows}
 
 
 def test_every_fault_without_status_has_a_row():

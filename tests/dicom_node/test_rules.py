@@ -153,7 +153,31 @@ def test_without_a_rule_every_series_is_skipped():
     assert decide(BRAIN, []).reason == "Skipped: no rule matches, and none would take any series."
 
 
-@pytest.mark.parametrize("action", ["enhance", "hold", "skip"])
+REFUSED = replace(BRAIN, localizer="ImageType LOCALIZER", slices=3)
+
+
+def test_what_the_engine_refuses_can_still_be_forwarded():
+    rules = [rule(), rule(name="on", action="forward", to=("pacs",))]
+
+    assert decide(BRAIN, rules).action == "enhance"
+    decision = decide(REFUSED, rules)
+    assert (decision.action, decision.rule, decision.to) == ("forward", "on", ("pacs",))
+    assert decision.reason == "Forwarded: the rule 'on' says so."
+
+
+def test_a_rule_that_skips_before_wins_over_forward():
+    rules = [rule(action="skip"), rule(name="on", action="forward")]
+
+    assert decide(REFUSED, rules).reason == "Skipped: this is a localizer (ImageType LOCALIZER)."
+
+
+def test_our_own_results_are_never_forwarded():
+    own = replace(BRAIN, own_output="ImageType AI_SR")
+
+    assert decide(own, [rule(action="forward")]).action == "skip"
+
+
+@pytest.mark.parametrize("action", ["enhance", "forward", "hold", "skip"])
 def test_a_rule_without_words_still_gives_a_sentence(action):
     reason = decide(BRAIN, [rule(action=action)]).reason
 

@@ -15,6 +15,7 @@ from random import Random
 import pytest
 
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.pixel_files import sha256_of
 from dicom_node.sender import Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
@@ -44,7 +45,11 @@ def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number:
     store.jobs.claim("w", NOW, timedelta(seconds=60))
     instances = tuple(
         DerivedInstance(
-            sop_uid=item.sop_uid, sop_class=MR, path=item.path, sha256="d" * 64, bytes=10
+            sop_uid=item.sop_uid,
+            sop_class=MR,
+            path=item.path,
+            sha256=sha256_of(item.path),
+            bytes=10,
         )
         for item in items
     )
@@ -136,6 +141,33 @@ def test_passing_fault_is_tried_again_with_what_is_missing_only(store, tmp_path)
     assert NOW <= between["next_try_at"] <= NOW + timedelta(seconds=5)
     assert sorted(attempts.values()) == [1, 1, 1, 2]
     assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_association_rejected_for_good_ends_the_delivery_at_once(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+
+    def reject(event):
+        event.assoc.acse.send_reject(1, 1, 3)
+        event.assoc.kill()
+
+    with pacs(requested=reject) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    row = delivery(store, job_id)
+    assert row["state"] == "DEAD" and row["attempts"] == 1
+    assert "association rejected" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(0xA700, "PENDING"), (0xA7FF, "PENDING"), (0x0110, "PENDING"), (0x0122, "DEAD")],
+)
+def test_status_decides_whether_a_delivery_lives(store, tmp_path, status, state):
+    job_id = publish(store, tmp_path / "a", count=1)
+    with pacs(lambda event: status) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert delivery(store, job_id)["state"] == state
 
 
 def test_nobody_there_is_tried_again_and_given_up_at_last(store, tmp_path):

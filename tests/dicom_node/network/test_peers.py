@@ -1,8 +1,11 @@
 """The doorkeeper."""
 
+import time
+
 import pytest
 
-from dicom_node.network.peers import Admission, Caller, Rejection
+from dicom_node.network import peers
+from dicom_node.network.peers import Admission, Caller, Directory, Rejection
 from dicom_node.settings import PeerSettings
 
 SCANNER = PeerSettings(name="scanner", ae_title="MR1", host="127.0.0.1")
@@ -60,3 +63,59 @@ def test_everybody_else_is_rejected_for_the_right_reason(calling, address, calle
 
 def test_of_two_peers_with_one_title_the_source_is_meant():
     assert judge("PACS", admission=Admission("SRNODE", (PACS, BOTH))) is BOTH
+
+
+SAFE = PeerSettings(name="safe", ae_title="MR5", tls=True, tls_name="MR5.example")
+
+
+@pytest.mark.parametrize(
+    ("secure", "names", "reason"),
+    [
+        (False, (), 1),  # it must use TLS: no reason given
+        (True, ("mr6.example",), 3),
+        (True, (), 3),
+        (True, ("mr5.example", "10.0.0.5"), None),
+    ],
+)
+def test_peer_must_identify_itself_as_configured(secure, names, reason):
+    caller = Caller(
+        calling_ae="MR5",
+        called_ae="SRNODE",
+        address="192.0.2.5",
+        secure=secure,
+        names=frozenset(names),
+    )
+    verdict = Admission("SRNODE", (SAFE,)).judge(caller)
+
+    assert verdict is SAFE if reason is None else verdict.reason == reason
+
+
+def test_only_addresses_of_peers_are_welcome():
+    door = Admission("SRNODE", (SCANNER, WARD, PACS))
+
+    assert door.welcome("127.0.0.1") and door.welcome("192.168.7.1")
+    assert not door.welcome("192.168.8.1")
+    assert ADMISSION.welcome("203.0.113.9")  # one peer may call from anywhere
+
+
+def test_a_host_that_moves_is_known_there_a_minute_later(monkeypatch):
+    now, lives_at = [0.0], ["192.0.2.1"]
+    monkeypatch.setattr(peers, "resolve", lambda host: frozenset(map(peers.plain, lives_at)))
+    directory = Directory(["scanner.example"], clock=lambda: now[0])
+
+    def knows(address):
+        return peers.plain(address) in directory.addresses("scanner.example")
+
+    lives_at[:] = ["192.0.2.2"]
+    assert knows("192.0.2.1") and not knows("192.0.2.2")
+    now[0] = 61.0
+    deadline = time.monotonic() + 5
+    while not knows("192.0.2.2") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert knows("192.0.2.2") and not knows("192.0.2.1")
+
+    lives_at.clear()  # the name server is away: what is known stays known
+    now[0] = 200.0
+    knows("192.0.2.2")
+    time.sleep(0.1)
+    assert knows("192.0.2.2")

@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
 from dicom_node.errors import NodeError
-from dicom_node.network import scu, transport
+from dicom_node.network import scu
 from dicom_node.network.scp import NodeScp
 from dicom_node.retry import Fault
 from tests.rigs import (
@@ -201,18 +201,16 @@ def test_junk_does_not_disturb_the_node(node, junk):
     scu.echo(node.peer, "MR1")
 
 
-def test_stalled_peer_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(transport, "SOCKET_TIMEOUT_S", 0.5)
-    with running_node(tmp_path) as node:
+def test_peer_that_stalls_in_its_request_is_cut(tmp_path):
+    with running_node(tmp_path, node={"acse_timeout_s": 0.5}) as node:
         with socket.create_connection(("127.0.0.1", node.scp.port)) as connection:
             connection.sendall(b"\x01\x00\x00\x00\x01\x00" + b"\x00" * 10)
             connection.settimeout(10)
             assert connection.recv(100) == b""
 
 
-def test_dripping_peer_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(transport, "SOCKET_TIMEOUT_S", 0.5)
-    with running_node(tmp_path) as node:
+def test_peer_that_drips_its_request_is_cut(tmp_path):
+    with running_node(tmp_path, node={"acse_timeout_s": 0.5}) as node:
         with socket.create_connection(("127.0.0.1", node.scp.port)) as connection:
             connection.sendall(b"\x01\x00\x00\x00\x01\x00")
             with pytest.raises(OSError):

@@ -180,7 +180,6 @@ def test_resuming_is_bounded(items):
 
 
 def test_peer_that_stops_reading_does_not_hang_us(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(transport, "SOCKET_TIMEOUT_S", 1.0)
     monkeypatch.setattr(scu, "RESUMES", 0)
     big = make_instance(1, SOPInstanceUID="1.2.826.9")
     big.PixelData, big.NumberOfFrames = bytes(32 * 48 * 2 * 20000), 20000

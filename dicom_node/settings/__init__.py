@@ -1,214 +1,77 @@
-"""The configuration: what `config/node.toml` may say, with defaults and limits.
+"""The configuration: what `config/node.toml` may say, read and checked.
 
-Prose stands in `config/node.toml`; a test holds both equal. Unknown keys and impossible values
-refuse to start and say which.
+Unknown keys and impossible values refuse to start and say which. The keys stand in `sections`.
 """
 
 import difflib
-import ipaddress
 import json
 import os
 import sysconfig
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dicom_node.errors import SettingsError, UnknownPeer
-from dicom_node.rules import DEFAULT_RULES, parse_conditions, parse_reason
-from sr_engine.errors import RecipeError
+from dicom_node.rules import DEFAULT_RULES
+from dicom_node.settings.sections import (
+    AssemblySettings,
+    AuditSettings,
+    CommitmentSettings,
+    EngineSettings,
+    FilesSettings,
+    LimitSettings,
+    NodeSettings,
+    PeerSettings,
+    RuleSettings,
+    Section,
+    SendingSettings,
+    TlsSettings,
+    WebSettings,
+    is_loopback,
+)
 from sr_engine.recipe import Recipe
 
+__all__ = [
+    "AssemblySettings",
+    "AuditSettings",
+    "CommitmentSettings",
+    "EngineSettings",
+    "FilesSettings",
+    "LimitSettings",
+    "NodeSettings",
+    "PeerSettings",
+    "RuleSettings",
+    "Section",
+    "SendingSettings",
+    "Settings",
+    "TlsSettings",
+    "WebSettings",
+    "default_config_path",
+    "is_loopback",
+    "load_settings",
+    "make_settings",
+]
+
 PREFIX = "DICOM_NODE__"
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
-Role = Literal["source", "destination"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, strict, without unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        serialize_by_alias=True,
-        hide_input_in_errors=True,
-    )
-
-
-def check_ae_title(title: str) -> str:
-    """Return `title` if it is an AE title (PS3.5 6.2: VR AE)."""
-    if not 1 <= len(title.strip()) <= 16 or title != title.strip():
-        raise ValueError("an AE title has 1 to 16 characters and no outer blanks")
-    if not title.isascii() or not title.isprintable() or "\\" in title:
-        raise ValueError("an AE title is printable ASCII without a backslash")
-    return title
-
-
-class NodeSettings(Section):
-    """Who we are, where we listen, where we keep things."""
-
-    ae_title: str = "SRNODE"
-    host: str = "127.0.0.1"
-    port: Port = 11112
-    state_dir: Path = Path("./state")
-    database: str | None = None
-    storage_classes: tuple[str, ...] = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
-    max_associations: Annotated[int, Field(ge=1, le=200)] = 16
-    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
-    acse_timeout_s: Seconds = 10.0
-    network_timeout_s: Seconds = 30.0
-    drain_s: Seconds = 20.0
-
-    _ae_title = field_validator("ae_title")(check_ae_title)
-
-
-class WebSettings(Section):
-    """The status page."""
-
-    host: str = "127.0.0.1"
-    port: Port = 8080
-
-
-class AssemblySettings(Section):
-    """When a series is complete."""
-
-    idle_s: Seconds = 60.0
-    min_slices: Annotated[int, Field(ge=2, le=10000)] = 16
-    tolerance: Annotated[float, Field(gt=0, le=0.2)] = 0.02
-
-
-class EngineSettings(Section):
-    """What the engine does with a series, and how its workers are watched."""
-
-    spacing_mm: float = 0.7
-    steps: int = 1
-    seed: int = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    weights: Annotated[str, Field(min_length=1)] = "default"
-    weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    lease_s: Seconds = 60.0
-    heartbeat_s: Seconds = 10.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    use_bias_field: bool = True
-    use_gradient_map: bool = True
-    data_consistency: bool = True
-    consistency_weight: float = 1.0
-    correct_bias: bool = False
-    correct_distortion: bool = False
-    triaxial: bool = True
-    synthetic_data: bool = True
-    keep_scanner_manufacturer: bool = False
-    content_qualification: str = "RESEARCH"
-    description_suffix: str = " AI-SR RESEARCH"
-
-    @model_validator(mode="after")
-    def _possible(self) -> "EngineSettings":
-        if self.heartbeat_s * 2 > self.lease_s:
-            raise ValueError(
-                f"heartbeat_s ({self.heartbeat_s}) must be at most half of lease_s ({self.lease_s})"
-            )
-        try:
-            self.recipe()
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
-        return self
-
-    def recipe(self) -> Recipe:
-        """Return the recipe: every option that decides what the result looks like."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
-
-
-class FilesSettings(Section):
-    """Room for pixel files."""
-
-    min_free_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
-
-
-class SendingSettings(Section):
-    """How results leave the node."""
-
-    enabled: bool = True
-    shadow: bool = False
-    interval_s: Seconds = 1.0
-    timeout_s: Seconds = 30.0
-    backoff_first_s: Seconds = 5.0
-    backoff_last_s: Seconds = 900.0
-    max_attempts: Annotated[int, Field(ge=1, le=100000)] = 700
-
-    @model_validator(mode="after")
-    def _possible(self) -> "SendingSettings":
-        if self.backoff_last_s < self.backoff_first_s:
-            raise ValueError("backoff_last_s must not be less than backoff_first_s")
-        return self
-
-
-class PeerSettings(Section):
-    """One application entity that we know."""
-
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    ae_title: str
-    host: str = ""
-    port: Port = 104
-    roles: tuple[Role, ...] = ("source",)
-    commitment: bool = False
-    addresses: tuple[str, ...] = ()
-
-    _ae_title = field_validator("ae_title")(check_ae_title)
-
-    @field_validator("addresses")
-    @classmethod
-    def _networks(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        for address in addresses:
-            ipaddress.ip_network(address, strict=False)
-        return addresses
-
-    @model_validator(mode="after")
-    def _possible(self) -> "PeerSettings":
-        if not self.roles:
-            raise ValueError(f"peer {self.name!r} needs a role: source, destination or both")
-        if "destination" in self.roles and not self.host:
-            raise ValueError(f"peer {self.name!r} is a destination and needs a host")
-        return self
-
-
-class RuleSettings(Section):
-    """One rule: what it matches and what becomes of the series (see `rules.decide`)."""
-
-    model_config = ConfigDict(validate_by_name=True)
-
-    name: Annotated[str, Field(min_length=1)]
-    when: dict[str, Any] = {}
-    unless: dict[str, Any] = Field(default={}, alias="not")
-    action: Literal["enhance", "hold", "skip"]
-    reason: str = ""
-    to: tuple[str, ...] = ()
-    priority: Literal["urgent", "normal", "low"] = "normal"
-
-    @field_validator("when", "unless")
-    @classmethod
-    def _conditions(cls, conditions: dict[str, Any]) -> dict[str, Any]:
-        return parse_conditions(conditions)
-
-    _reason = field_validator("reason")(parse_reason)
 
 
 class Settings(Section):
     """The whole configuration."""
 
     node: NodeSettings = NodeSettings()
+    limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
     web: WebSettings = WebSettings()
     assembly: AssemblySettings = AssemblySettings()
     engine: EngineSettings = EngineSettings()
     files: FilesSettings = FilesSettings()
     sending: SendingSettings = SendingSettings()
+    commitment: CommitmentSettings = CommitmentSettings()
+    audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = tuple(RuleSettings(**rule) for rule in DEFAULT_RULES)
 
@@ -216,6 +79,11 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         refuse_repeated("peers", [peer.name for peer in self.peers])
         refuse_repeated("rules", [rule.name for rule in self.rules])
+        if self.audit.tls and not self.tls.enabled:
+            raise ValueError("audit.tls wants TLS, but [tls] names no certificate")
+        for peer in self.peers:
+            if (peer.tls or peer.tls_name) and not self.tls.enabled:
+                raise ValueError(f"peer {peer.name!r} wants TLS, but [tls] names no certificate")
         known = [peer.name for peer in self.peers if "destination" in peer.roles]
         for rule in self.rules:
             for name in set(rule.to) - set(known):
@@ -265,7 +133,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 def default_config_path() -> Path:
     """Return the commented `node.toml` that came with this program: checkout or installation."""
-    beside = Path(__file__).resolve().parents[1] / "config" / "node.toml"
+    beside = Path(__file__).resolve().parents[2] / "config" / "node.toml"
     installed = Path(sysconfig.get_path("data")) / "share" / "dicom-node" / "config" / "node.toml"
     return beside if beside.is_file() else installed
 

@@ -1,0 +1,314 @@
+"""Storage commitment as SCU on record: what we asked destinations, and what they said (PS3.4 J).
+
+A transaction is committed to the database before its N-ACTION leaves, so that an answer that comes
+before the response, after a restart or long after the time-out finds whom it is for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.retry import Cure, cure, describe_failure
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database, Work
+from dicom_node.store.deliveries import (
+    COMMITTED,
+    DEAD,
+    PENDING,
+    SENT,
+    locked_delivery,
+    settle_job,
+    wholly_committed,
+)
+from dicom_node.store.transactions import (
+    OPEN,
+    REPORTED,
+    SCP,
+    SCU,
+    Reference,
+    end_transaction,
+    insert_transaction,
+    note_statuses,
+    referenced,
+    transaction_row,
+)
+
+EXPIRED, REFUSED = "EXPIRED", "REFUSED"  # an answer that comes later still counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an N-EVENT-REPORT says: the committed instances, and Failure Reasons of others."""
+
+    transaction_uid: str
+    committed: frozenset[str] = frozenset()
+    failed: Mapping[str, int] = field(default_factory=dict)
+    everything: bool = False  # event 1 without a list: all that was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outstanding:
+    """A delivery whose destination is to be asked for commitment."""
+
+    delivery_id: int
+    job_id: int
+    destination: str
+    requests: int  # made so far, without an answer that settled it
+    instances: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What a report did to a delivery."""
+
+    destination: str
+    state: str
+    committed: int
+    failed: int
+
+
+class CommitmentStore:
+    """Transactions of Storage Commitment that we began."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def due(self, now: datetime) -> list[Outstanding]:
+        """Return the sent deliveries to ask about now: never asked, or not answered in time."""
+        job, delivery = schema.job, schema.delivery
+        ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
+        query = (
+            sa.select(delivery)
+            .join(job, job.c.id == delivery.c.job_id)
+            .where(job.c.state == JobState.DERIVED, delivery.c.state == SENT)
+            .where(delivery.c.awaits_commitment, ready)
+            .order_by(delivery.c.id)
+        )
+        with self._database.reading() as connection:
+            return [
+                Outstanding(
+                    delivery_id=row.id,
+                    job_id=row.job_id,
+                    destination=row.destination,
+                    requests=row.commit_requests,
+                    instances=uncommitted(connection, row.id),
+                )
+                for row in connection.execute(query).all()
+            ]
+
+    def ask(
+        self, wanted: Outstanding, transaction_uid: str, now: datetime, deadline: datetime
+    ) -> bool:
+        """Return False when nothing is to be asked any more; else the request is on record.
+
+        Until `deadline` an answer is waited for; then the delivery is due again.
+        """
+        table = schema.commitment
+        with self._database.transaction() as work:
+            row = locked_delivery(work, wanted.delivery_id)
+            if row.state != SENT or not row.awaits_commitment:
+                return False
+            older = (table.c.delivery_id == row.id) & (table.c.state == OPEN)
+            expired = {"state": EXPIRED, "ended_at": now, "reason": "No answer in time."}
+            work.execute(sa.update(table).where(older).values(**expired))
+            insert_transaction(
+                work, SCU, row.destination, transaction_uid, wanted.instances, now, row.id
+            )
+            values = {"next_try_at": deadline, "commit_requests": row.commit_requests + 1}
+            update_delivery(work, row.id, **values)
+            return True
+
+    def refuse(
+        self, transaction_uid: str, reason: str, now: datetime, next_try_at: datetime | None
+    ) -> None:
+        """End a request that the peer did not accept; without `next_try_at` for good."""
+        with self._database.transaction() as work:
+            row = transaction_row(work, SCU, transaction_uid)
+            if row is None or row.state != OPEN:  # answered before the response came
+                return
+            end_transaction(work, row.id, REFUSED, reason, now)
+            delivery = locked_delivery(work, row.delivery_id)
+            if delivery.state != SENT or not delivery.awaits_commitment:
+                return
+            if next_try_at is not None:
+                update_delivery(work, delivery.id, reason=reason, next_try_at=next_try_at)
+                note(work, delivery, "commitment.refused", reason, now)
+            else:
+                end_delivery(work, delivery, DEAD, reason, now)
+
+    def waive(self, delivery_id: int, now: datetime) -> None:
+        """Ask no longer: the destination is configured without storage commitment by now."""
+        with self._database.transaction() as work:
+            delivery = locked_delivery(work, delivery_id)
+            if delivery.state == SENT and delivery.awaits_commitment:
+                reason = f"{delivery.destination} has stored every instance."
+                end_delivery(work, delivery, SENT, reason, now)
+
+    def record_report(
+        self, report: Report, now: datetime, *, again_at: datetime, max_resends: int
+    ) -> Reported | None:
+        """Return what the report changed, None when nobody asked under that transaction UID.
+
+        What is committed stays so. What failed is sent again after `again_at`, `max_resends` times
+        at most, if sending can help. An instance the report does not name is asked for again.
+        Failures count only while this is the delivery's newest request.
+        """
+        with self._database.transaction() as work:
+            row = transaction_row(work, SCU, report.transaction_uid)
+            if row is None:
+                return None
+            delivery = locked_delivery(work, row.delivery_id)
+            asked = referenced(work.connection, row.id)
+            committed = [
+                one.sop_uid for one in asked if report.everything or one.sop_uid in report.committed
+            ]
+            failed = {
+                one.sop_uid: report.failed[one.sop_uid]
+                for one in asked
+                if one.sop_uid in report.failed and one.sop_uid not in committed
+            }
+            note_statuses(work, row.id, dict.fromkeys(committed, 0) | failed)
+            mark_committed(work, delivery.id, committed, now)
+            state = settle_report(work, row, delivery, failed, now, again_at, max_resends)
+            return Reported(
+                destination=delivery.destination,
+                state=state,
+                committed=len(committed),
+                failed=len(failed),
+            )
+
+    def open_transactions(self) -> dict[str, int]:
+        """Return how many transactions wait for an answer, in each role."""
+        table = schema.commitment
+        query = sa.select(table.c.role, sa.func.count()).where(table.c.state == OPEN)
+        with self._database.reading() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query.group_by(table.c.role))}
+        return {role: found.get(role, 0) for role in (SCU, SCP)}
+
+
+def settle_report(
+    work: Work,
+    row: sa.Row[Any],
+    delivery: sa.Row[Any],
+    failed: Mapping[str, int],
+    now: datetime,
+    again_at: datetime,
+    max_resends: int,
+) -> str:
+    """Return the delivery's state after one report."""
+    newest = row.state == OPEN
+    end_transaction(work, row.id, REPORTED, f"{len(failed)} instances failed.", now)
+    if delivery.state in (PENDING, SENT) and wholly_committed(work, delivery.id):
+        reason = f"{delivery.destination} has committed every instance."
+        return end_delivery(work, delivery, COMMITTED, reason, now)
+    if not newest or delivery.state != SENT or not delivery.awaits_commitment:
+        return str(delivery.state)
+    if failed:
+        return retry_failed(work, delivery, failed, now, again_at, max_resends)
+    reason = f"{delivery.destination} has not said of every instance whether it is committed."
+    update_delivery(work, delivery.id, reason=reason, next_try_at=again_at)
+    note(work, delivery, "commitment.incomplete", reason, now)
+    return SENT
+
+
+def uncommitted(connection: sa.Connection, delivery_id: int) -> tuple[Reference, ...]:
+    """Return what a delivery's destination has not committed."""
+    part, derived = schema.delivery_instance, schema.derived_instance
+    query = (
+        sa.select(derived.c.sop_uid, derived.c.sop_class)
+        .join(part, part.c.derived_instance_id == derived.c.id)
+        .where(part.c.delivery_id == delivery_id, part.c.committed_at.is_(None))
+        .order_by(derived.c.id)
+    )
+    rows = connection.execute(query)
+    return tuple(Reference(sop_uid=row.sop_uid, sop_class=row.sop_class) for row in rows)
+
+
+def retry_failed(
+    work: Work,
+    delivery: sa.Row[Any],
+    failed: Mapping[str, int],
+    now: datetime,
+    again_at: datetime,
+    max_resends: int,
+) -> str:
+    """Return the delivery's state after failures: sent or asked again, or DEAD."""
+    cures = {uid: cure(status) for uid, status in failed.items()}
+    reason = failure_sentence(delivery.destination, failed)
+    resent = [uid for uid, what in cures.items() if what is Cure.RESEND]
+    if Cure.NONE in cures.values():
+        return end_delivery(work, delivery, DEAD, reason, now)
+    if not resent:
+        update_delivery(work, delivery.id, reason=reason, next_try_at=again_at)
+        note(work, delivery, "commitment.failed", reason, now)
+        return SENT
+    if delivery.commit_resends >= max_resends:
+        reason = f"{reason} Given up after they were sent again {delivery.commit_resends} times."
+        return end_delivery(work, delivery, DEAD, reason, now)
+    forget_sent(work, delivery.id, resent)
+    update_delivery(
+        work, delivery.id, state=PENDING, reason=reason, next_try_at=again_at,
+        awaits_commitment=False, commit_resends=delivery.commit_resends + 1,
+    )  # fmt: skip
+    note(work, delivery, "commitment.failed", reason, now)
+    return PENDING
+
+
+def failure_sentence(destination: str, failed: Mapping[str, int]) -> str:
+    """Return what a destination did not commit, and why, for an administrator."""
+    uid, status = next(iter(failed.items()))
+    more = f", nor {len(failed) - 1} more instances" if len(failed) > 1 else ""
+    return (
+        f"{destination} has not committed SOP instance {uid}: "
+        f"failure reason {describe_failure(status)}{more}."
+    )
+
+
+def end_delivery(work: Work, delivery: sa.Row[Any], state: str, reason: str, now: datetime) -> str:
+    """Return `state`: the delivery waits for no commitment any more; the job may end with it."""
+    values = {"state": state, "reason": reason, "next_try_at": None, "awaits_commitment": False}
+    update_delivery(work, delivery.id, **values)
+    note(work, delivery, f"delivery.{state.lower()}", reason, now)
+    if delivery.state == PENDING or delivery.awaits_commitment:
+        settle_job(work, delivery.job_id, now)
+    return state
+
+
+def update_delivery(work: Work, delivery_id: int, **values: Any) -> None:
+    """Set columns of one delivery."""
+    table = schema.delivery
+    work.execute(sa.update(table).where(table.c.id == delivery_id).values(**values))
+
+
+def note(work: Work, delivery: sa.Row[Any], event: str, reason: str, now: datetime) -> None:
+    """Leave a row in the trail of the delivery's job."""
+    fields = {"job": delivery.job_id, "delivery": delivery.id, "destination": delivery.destination}
+    work.record(event, now, **fields, reason=reason)
+
+
+def of_instances(delivery_id: int, sop_uids: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Return the condition for the delivery's rows of `sop_uids`."""
+    part, derived = schema.delivery_instance, schema.derived_instance
+    ids = sa.select(derived.c.id).where(derived.c.sop_uid.in_(sop_uids))
+    return (part.c.delivery_id == delivery_id) & part.c.derived_instance_id.in_(ids)
+
+
+def mark_committed(work: Work, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
+    """Note what a destination keeps; what it keeps it has, whatever C-STORE said."""
+    part = schema.delivery_instance
+    news = of_instances(delivery_id, sop_uids) & part.c.committed_at.is_(None)
+    moment = sa.literal(now, schema.UtcDateTime())
+    values = {"committed_at": now, "sent_at": sa.func.coalesce(part.c.sent_at, moment)}
+    work.execute(sa.update(part).where(news).values(**values))
+
+
+def forget_sent(work: Work, delivery_id: int, sop_uids: Sequence[str]) -> None:
+    """Make instances due again that their destination claimed to have."""
+    part = schema.delivery_instance
+    lost = of_instances(delivery_id, sop_uids) & part.c.committed_at.is_(None)
+    work.execute(sa.update(part).where(lost).values(sent_at=None, status=None))

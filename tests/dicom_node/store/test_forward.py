@@ -1,0 +1,68 @@
+"""Forwarded originals: a delivery of what was received, in one transaction with the decision."""
+
+import pytest
+
+from dicom_node.states import JobState
+
+
+def decide(store, job_id, now, received, destinations=("pacs",)):
+    return store.jobs.decide(
+        job_id, "forward", now, received, reason="Forwarded.", destinations=list(destinations)
+    )
+
+
+@pytest.fixture
+def received(store, new_instance, now):
+    """A series of two instances; return its job."""
+    store.series.record_instance(new_instance(1), now)
+    return store.series.record_instance(new_instance(2), now).job_id
+
+
+def send_all(store, now):
+    for task in store.deliveries.due(now):
+        for one in task.instances:
+            store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
+        store.deliveries.finish(task.delivery_id, "sent", "stored", now)
+
+
+def test_originals_are_due_for_every_destination(store, received, now):
+    assert decide(store, received, now, 2, ("pacs", "research"))
+
+    tasks = store.deliveries.due(now)
+    assert [task.destination for task in tasks] == ["pacs", "research"]
+    for task in tasks:
+        assert [one.sop_uid for one in task.instances] == ["1.2.3.1", "1.2.3.2"]
+        assert [one.sha256 for one in task.instances] == [f"{n:064x}" for n in (1, 2)]
+        assert (task.study_uid, task.series_uid) == ("1.2", "1.2.3")
+    assert store.jobs.get(received).state == JobState.DERIVED
+
+
+def test_forwarded_series_is_delivered_and_says_what_was_sent(store, received, now):
+    decide(store, received, now, 2)
+    send_all(store, now)
+
+    job = store.jobs.get(received)
+    assert (job.state, job.reason) == ("DELIVERED", "The originals were sent to pacs.")
+    assert store.series.listing()[0]["derived_series_uid"] is None
+    assert store.ledger().balanced
+
+
+def test_slice_that_arrives_meanwhile_makes_the_decision_void(store, received, now):
+    assert not decide(store, received, now, 1)
+    assert store.deliveries.due(now) == []
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_late_slice_is_forwarded_by_a_new_generation(store, received, new_instance, now, sent):
+    decide(store, received, now, 2)
+    if sent:
+        send_all(store, now)
+    again = store.series.record_instance(new_instance(3), now).job_id
+    assert decide(store, again, now, 3)
+
+    [task] = store.deliveries.due(now)
+    assert task.job_id == again and len(task.instances) == 3
+    send_all(store, now)
+    assert store.jobs.get(received).state == JobState.SUPERSEDED
+    assert store.jobs.get(again).state == JobState.DELIVERED
+    assert store.ledger().balanced

@@ -1,0 +1,408 @@
+"""A flood of connections that ask for nothing good, while a scanner goes on sending.
+
+python -m tests.faults.connections --count 10000
+
+A node in a process of its own gets junk, health checks, half-open, stalled, dripping, aborted and
+rejected connections from a few threads, most from an address that it knows and some from one that
+it does not; hundreds are kept open at any time. Meanwhile one instance after another is sent, as a
+scanner does. Printed are the counts, the slowest of these sends, and the node's memory, threads and
+open files before, at most, and after.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import build_context
+from pynetdicom.transport import AddressInformation
+
+from dicom_node.network import scu
+from dicom_node.network.scu import Timeouts
+from tests.rigs import MR, destination, write_series
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT_OPEN = 400  # at most; more than the node lets wait
+FLOODERS = 3
+SEND_EVERY_S = 0.1
+STRANGERS = "127.0.0.9"  # where no peer lives
+
+CONFIG = """
+[node]
+port = 0
+state_dir = "{state}"
+acse_timeout_s = 5.0
+[limits]
+pdu_s = 5.0
+[web]
+port = 0
+[files]
+min_free_bytes = 0
+[[peers]]
+name = "scanner"
+ae_title = "MR1"
+host = "127.0.0.1"
+[[peers]]
+name = "other"
+ae_title = "MR2"
+host = "127.0.0.1"
+[[peers]]
+name = "third"
+ae_title = "MR3"
+host = "127.0.0.1"
+"""
+
+
+class ServingNode:
+    """`dicom-node serve` as a process, watched from outside; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "node.toml"
+        config.write_text(CONFIG.format(state=folder / "state"))
+        self.log = folder / "log"
+        command = [sys.executable, "-m", "dicom_node.cli", "serve", "--workers", "0"]
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--config", config], cwd=ROOT, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().decode()
+        assert said.startswith("receiving"), self.log.read_text()
+        self.port = int(said.rpartition(":")[2])
+
+    def status(self, name: str) -> int:
+        """Return one number of /proc/PID/status: VmRSS in kB, Threads."""
+        text = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
+        assert found is not None
+        return int(found.group(1))
+
+    def allow_files(self, count: int) -> None:
+        """Leave the node only so many file descriptors."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (count, count))
+
+    def open_files(self) -> int:
+        """Return how many file descriptors the node has."""
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def request(calling: str) -> bytes:
+    """Return an A-ASSOCIATE-RQ for one storage context."""
+    primitive = A_ASSOCIATE()
+    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
+    primitive.calling_ae_title, primitive.called_ae_title = calling, "SRNODE"
+    primitive.calling_presentation_address = AddressInformation("127.0.0.1", 0)
+    primitive.called_presentation_address = AddressInformation("127.0.0.1", 0)
+    context = build_context(MR)
+    context.context_id = 1
+    primitive.presentation_context_definition_list = [context]
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = 16384
+    implementation.implementation_class_uid = "1.2.826.0.1.3680043.9.9"
+    primitive.user_information = [length, implementation]
+    return A_ASSOCIATE_RQ(primitive).encode()
+
+
+GOOD, THIRD, UNKNOWN = request("MR2"), request("MR3"), request("STRANGER")
+ABORT = bytes.fromhex("07000000000400000000")
+
+
+@dataclass
+class Tally:
+    """What happened in a campaign."""
+
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    sends: int = 0
+    sends_failed: int = 0
+    slowest_send_s: float = 0.0
+    rss_before_mb: float = 0.0
+    rss_peak_mb: float = 0.0
+    rss_after_mb: float = 0.0
+    threads: tuple[int, int, int] = (0, 0, 0)  # before, at most, after
+    files: tuple[int, int, int] = (0, 0, 0)
+    log_lines: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Return whether every promise held."""
+        return (
+            self.sends > 0
+            and not self.sends_failed
+            and self.slowest_send_s < 5
+            and self.rss_peak_mb - self.rss_before_mb < 20
+            and self.threads[2] <= self.threads[0]
+            and self.files[2] <= self.files[0]
+        )
+
+
+class Flood:
+    """Threads that open connections of every kind until there have been enough."""
+
+    def __init__(self, port: int, count: int, seed: int) -> None:
+        self._address = ("127.0.0.1", port)
+        self._left = iter(range(count))
+        self._lock = threading.Lock()
+        self._seed = seed
+        self.kept: deque[socket.socket] = deque()
+        self.kinds: Counter[str] = Counter()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(FLOODERS)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Return whether there is more to come."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Wait for the end and close what is open."""
+        for thread in self._threads:
+            thread.join()
+        for connection in self.kept:
+            connection.close()
+
+    def _run(self, number: int) -> None:
+        rng = random.Random(self._seed * 1000 + number)
+        kinds = itertools.cycle(rng.sample(list(KINDS), len(KINDS)))
+        while True:
+            with self._lock:
+                if next(self._left, None) is None:
+                    return
+                kind = next(kinds)
+                self.kinds[kind] += 1
+            self._one(KINDS[kind], rng)
+            self._drip()
+
+    def _one(self, act: Callable[[socket.socket, random.Random], bool], rng: random.Random) -> None:
+        source = (STRANGERS, 0) if rng.random() < 0.1 else None
+        connection = socket.create_connection(self._address, timeout=10, source_address=source)
+        try:
+            keep = act(connection, rng)
+        except OSError:  # cut already
+            keep = False
+        if not keep:
+            connection.close()
+            return
+        with self._lock:
+            self.kept.append(connection)
+            oldest = self.kept.popleft() if len(self.kept) > KEPT_OPEN else None
+        if oldest:
+            oldest.close()
+
+    def _drip(self) -> None:
+        """Send one more byte on one of the connections that are kept open."""
+        with self._lock:
+            if not self.kept:
+                return
+            self.kept.rotate(1)
+            connection = self.kept[0]
+        try:
+            connection.send(b"\0")
+        except OSError:
+            pass
+
+
+def junk(connection: socket.socket, rng: random.Random) -> bool:
+    """Send noise."""
+    connection.sendall(rng.randbytes(rng.randint(1, 4000)))
+    return False
+
+
+def http(connection: socket.socket, rng: random.Random) -> bool:
+    """Ask for a web page."""
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")
+    return False
+
+
+def tls(connection: socket.socket, rng: random.Random) -> bool:
+    """Begin a TLS handshake where none is spoken."""
+    connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500))
+    return False
+
+
+def health_check(connection: socket.socket, rng: random.Random) -> bool:
+    """Connect and go."""
+    return False
+
+
+def half_open(connection: socket.socket, rng: random.Random) -> bool:
+    """Say nothing."""
+    return True
+
+
+def stalled(connection: socket.socket, rng: random.Random) -> bool:
+    """Stop inside the request."""
+    connection.sendall(GOOD[: rng.randint(1, len(GOOD) - 200)])
+    return True
+
+
+def dripping(connection: socket.socket, rng: random.Random) -> bool:
+    """Begin a request that goes on byte by byte."""
+    connection.sendall(b"\x01")
+    return True
+
+
+def stalled_inside(connection: socket.socket, rng: random.Random) -> bool:
+    """Be admitted, and stop inside a PDU."""
+    connection.sendall(THIRD)
+    connection.recv(4096)
+    connection.sendall(b"\x04\x00\x00\x01\x00\x00some of it")
+    return True
+
+
+def huge(connection: socket.socket, rng: random.Random) -> bool:
+    """Announce a request of 4 GiB and send some of it."""
+    connection.sendall(b"\x01\x00\xff\xff\xff\xff" + rng.randbytes(30000))
+    return True
+
+
+def rejected(connection: socket.socket, rng: random.Random) -> bool:
+    """Ask under a title that nobody knows."""
+    connection.sendall(UNKNOWN)
+    connection.recv(10)
+    return False
+
+
+def aborted(connection: socket.socket, rng: random.Random) -> bool:
+    """Be admitted, and abort or vanish, maybe inside a data set."""
+    connection.sendall(GOOD)
+    connection.recv(4096)
+    connection.sendall(
+        rng.choice([ABORT, b"\x04\x00\x00\x00\x40\x00half of it", b"\x04\x00\xff\xff\xff\xff", b""])
+    )
+    if rng.random() < 0.5:  # closed by a reset
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return False
+
+
+def garbled(connection: socket.socket, rng: random.Random) -> bool:
+    """Be admitted by the titles of a request that cannot be read."""
+    connection.sendall(GOOD[:74] + rng.randbytes(len(GOOD) - 74))
+    return False
+
+
+KINDS = {
+    act.__name__: act
+    for act in (
+        *(junk, http, tls, health_check, half_open),
+        *(stalled, dripping, stalled_inside, huge, rejected, aborted, garbled),
+    )
+}
+
+
+class Scanner:
+    """Sends one instance after another and notes how long each took."""
+
+    def __init__(self, port: int, folder: Path, tally: Tally) -> None:
+        self._items = itertools.cycle(write_series(folder, 20))
+        self._peer = destination(port)
+        self._tally = tally
+
+    def send(self) -> None:
+        """Send the next instance over an association of its own."""
+        started = time.monotonic()
+        limits = Timeouts(connect_s=10, association_s=10, reply_s=10)
+        outcomes = list(scu.send([next(self._items)], self._peer, "MR1", timeouts=limits))
+        took_s = round(time.monotonic() - started, 3)
+        self._tally.sends += 1
+        self._tally.sends_failed += [outcome.fault for outcome in outcomes] != [0x0000]
+        self._tally.slowest_send_s = max(self._tally.slowest_send_s, took_s)
+
+
+def settle(node: ServingNode, threads: int, files: int, seconds: float = 30.0) -> None:
+    """Wait until the node has let go of everything, for a while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if node.status("Threads") <= threads and node.open_files() <= files:
+            return
+        time.sleep(0.2)
+
+
+def run(folder: Path, count: int, seed: int) -> Tally:
+    """Run a campaign of `count` connections; return its tally."""
+    tally = Tally(count=count)
+    with ServingNode(folder / "node") as node:
+        scanner = Scanner(node.port, folder / "scan", Tally())
+        for _ in range(20):  # what every node grows to at its first work is no leak
+            scanner.send()
+        time.sleep(1.0)
+        scanner._tally = tally
+        threads, files, rss = node.status("Threads"), node.open_files(), node.status("VmRSS")
+        peaks = [threads, files, rss]
+        flood = Flood(node.port, count, seed)
+        started = time.monotonic()
+        flood.start()
+        while flood.running:
+            scanner.send()
+            now = (node.status("Threads"), node.open_files(), node.status("VmRSS"))
+            peaks = [max(pair) for pair in zip(peaks, now, strict=True)]
+            time.sleep(SEND_EVERY_S)
+        flood.stop()
+        tally.seconds = round(time.monotonic() - started, 1)
+        tally.kinds = flood.kinds
+        settle(node, threads, files)
+        tally.threads = (threads, peaks[0], node.status("Threads"))
+        tally.files = (files, peaks[1], node.open_files())
+        tally.rss_before_mb, tally.rss_peak_mb, tally.rss_after_mb = (
+            round(kb / 1024, 1) for kb in (rss, peaks[2], node.status("VmRSS"))
+        )
+    tally.log_lines = len((folder / "node" / "log").read_text().splitlines())
+    return tally
+
+
+def main() -> int:
+    """Run the campaign of the command line; 0 when every promise held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="connections-") as folder:
+        tally = run(Path(folder), arguments.count, arguments.seed)
+    print(json.dumps(vars(tally), indent=1))
+    return 0 if tally.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
