@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ from sr_engine.model.sampler import noise_levels, sample_few_step, start
 
 AXES = ("slice", "row", "column")  # array axes 0, 1, 2
 MARGIN = 8  # voxels of air around the head that the network still sees
+FADE = 3  # voxels over which its output gives way to the interpolated air, half the width
 BATCH_PIXELS = 2 * 256 * 256  # a batch of this many pixels bounds memory to about 1 GiB
 Progress = Callable[[float], None]
 
@@ -74,19 +76,13 @@ def head_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def _ramp(box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> np.ndarray:
-    """Return weights over the box, float32: 1 at the head, falling to 0 through its margin.
+def _ramp(mask: np.ndarray) -> np.ndarray:
+    """Return weights, float32: 1 in the head and just around it, falling to 0 within MARGIN.
 
-    A box of denoised air in noisy air would show as a rectangle around the head.
+    Denoised air in noisy air would show: as a rectangle if the whole box were replaced.
     """
-    weights = []
-    for part, n in zip(box, shape, strict=True):
-        index = np.arange(part.start, part.stop)
-        before = (index - part.start + 1) / MARGIN if part.start else np.ones(len(index))
-        after = (part.stop - index) / MARGIN if part.stop < n else np.ones(len(index))
-        weights.append(np.clip(np.minimum(before, after), 0, 1).astype(np.float32))
-    k, i, j = weights
-    return k[:, None, None] * i[None, :, None] * j[None, None, :]
+    near = ndimage.maximum_filter(mask.astype(np.float32), 2 * (MARGIN - FADE) + 1)
+    return ndimage.uniform_filter(near, 2 * FADE + 1)
 
 
 def predict_triaxial(
@@ -102,7 +98,7 @@ def predict_triaxial(
 ) -> list[np.ndarray]:
     """Return one volume (K, J, I), float32, for each axis of `axes`.
 
-    Outside the head's box the interpolated volume stands. Air needs no network.
+    Beyond MARGIN around the head the interpolated volume stands. Air needs no network.
 
     Raises
     ------
@@ -113,7 +109,7 @@ def predict_triaxial(
     model = bundle.model.to(place, memory_format=torch.channels_last)
     box = head_box(given.mask)
     lengths = [given.volume[box].shape[a] for a in axes]
-    ramp = _ramp(box, given.volume.shape)
+    ramp = _ramp(given.mask[box])
     done, stacks = 0, []
     for axis in axes:
         stack = given.volume.copy()

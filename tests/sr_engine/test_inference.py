@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from sr_engine.errors import EngineError
-from sr_engine.inference import NetworkInput, choose_device, head_box, predict_triaxial
+from sr_engine.inference import (
+    MARGIN,
+    NetworkInput,
+    _ramp,
+    choose_device,
+    head_box,
+    predict_triaxial,
+)
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
 
@@ -54,14 +62,17 @@ def test_only_the_box_around_the_head_is_changed(given):
         assert not np.allclose(stack[box], given.volume[box], atol=1e-3)
 
 
-def test_the_change_fades_out_through_the_margin_and_is_whole_at_the_head(given):
+def test_the_change_fades_out_around_the_head_and_is_whole_in_it(given):
     blurred = network(0.1)
     (stack,) = predict_triaxial(given, blurred, steps=1, device="cpu", axes=(0,))
     change = np.abs(stack - given.volume)
-    box = head_box(given.mask)
-    face = change[box[0].start, box[1], box[2]].mean()
+    distance = ndimage.distance_transform_cdt(~given.mask, metric="chessboard")
     head = change[given.mask].mean()
-    assert 0 < face < 0.2 * head
+    assert change[distance == MARGIN].mean() < 0.2 * head
+    assert change[distance > MARGIN].max(initial=0) == 0
+    whole = _ramp(given.mask)
+    assert whole[given.mask] == pytest.approx(1)
+    assert whole[distance == MARGIN - 1].max() < 0.5
 
 
 def test_the_same_input_and_seed_give_the_same_bytes(given):
