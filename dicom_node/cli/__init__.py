@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     telemetry.configure_logging(level=arguments.log_level)
     with LastResort(arguments.command):
         try:
-            return arguments.run(arguments) or DONE
+            code = arguments.run(arguments) or DONE
+            sys.stdout.flush()  # what is still buffered may find no reader either
+            return code
         except (NodeError, EngineError) as error:
             print(f"dicom-node {arguments.command}: {one_line(error)}", file=sys.stderr)
             return error.exit_code
