@@ -14,11 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sr_engine.dicom.scanner import write_acquisition
 from sr_engine.dicom.writer import JobIdentity
-from sr_engine.inference import choose_device
+from sr_engine.inference import choose_device, predict_slices
 from sr_engine.model import bundle as bundles
 from sr_engine.model.autoencoder import FACTOR
 from sr_engine.model.diffusion import Condition, SuperResolver, parameter_count
-from sr_engine.model.sampler import noise_levels, sample_few_step, start
 from sr_engine.model.unet import ACQUISITION_FIELDS, G_CHANNELS
 from sr_engine.pipeline import enhance
 from sr_engine.recipe import Recipe
@@ -57,7 +56,7 @@ def plain_seconds(
         for timed in (False, True):
             begun = time.perf_counter()
             for _ in range(PLAIN_SLICES // 3 if timed else 1):
-                run_network(model, blank_condition(model, height, width, device), steps)
+                predict_slices(model, blank_condition(model, height, width, device), steps=steps)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - begun
@@ -80,24 +79,11 @@ def blank_condition(
     )
 
 
-@torch.inference_mode()
-def run_network(model: SuperResolver, condition: Condition, steps: int) -> torch.Tensor:
-    """Return the slices (B, 1, H, W) that the model makes of its condition."""
-    latent = model.condition(condition.slices)
-    x = start((len(latent), 4, *latent.shape[2:]), model.config.sigma_max, 0.0, 0)
-    levels = noise_levels(model.config, steps).to(latent.device)
-
-    def denoise(state: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return model.denoise(state, sigma, latent, condition)
-
-    return model.decode(sample_few_step(denoise, x.to(latent.device), levels), condition.slices)
-
-
 def macs_per_slice(model: SuperResolver, steps: int) -> int:
     """Return the multiply-accumulates of one slice of SLICE x SLICE through the whole network."""
     place = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        run_network(model, blank_condition(model, SLICE, SLICE, place), steps)
+        predict_slices(model, blank_condition(model, SLICE, SLICE, place), steps=steps)
     return int(counter.get_total_flops()) // 2
 
 

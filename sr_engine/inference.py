@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sr_engine.errors import EngineError
-from sr_engine.model.autoencoder import FACTOR
+from sr_engine.model.autoencoder import FACTOR, LATENT_CHANNELS
 from sr_engine.model.bundle import Bundle
-from sr_engine.model.diffusion import Condition, encode_acquisition
+from sr_engine.model.diffusion import Condition, SuperResolver, encode_acquisition
 from sr_engine.model.sampler import noise_levels, sample_few_step, start
 
 AXES = ("slice", "row", "column")  # array axes 0, 1, 2
@@ -115,7 +115,14 @@ def predict_triaxial(
         stack = given.volume.copy()
         view = np.moveaxis(stack[box], axis, 0)
         for rows, batch in _batches(given, box, axis, model.config.context, model.config.multiple):
-            x = _predict(model, batch.to(place), steps, temperature, seed + rows.start, place)
+            x = predict_slices(
+                model,
+                batch.to(place),
+                steps=steps,
+                temperature=temperature,
+                seed=seed + rows.start,
+                half=True,
+            )
             view[rows] = x[:, 0, : view.shape[1], : view.shape[2]].float().cpu().numpy()
             done += rows.stop - rows.start
             progress(done / sum(lengths))
@@ -144,19 +151,27 @@ class _SliceBatch:
         )
 
 
-def _predict(
-    model: torch.nn.Module,
+@torch.inference_mode()
+def predict_slices(
+    model: SuperResolver,
     condition: Condition,
+    *,
     steps: int,
-    temperature: float,
-    seed: int,
-    device: torch.device,
+    temperature: float = 0.0,
+    seed: int = 0,
+    half: bool = False,
 ) -> Tensor:
-    """Return the slices (B, 1, H, W) that the model makes of its condition."""
+    """Return the slices (B, 1, H, W) that the model makes of its condition.
+
+    Parameters
+    ----------
+    half
+        Compute in bfloat16 where the device is a GPU; states stay float32.
+    """
     count, _, height, width = condition.slices.shape
-    shape = (count, 4, height // FACTOR, width // FACTOR)
-    half = torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda")
-    with torch.inference_mode(), half:
+    shape = (count, LATENT_CHANNELS, height // FACTOR, width // FACTOR)
+    device = condition.slices.device
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half and device.type == "cuda"):
         latent = model.condition(condition.slices)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
