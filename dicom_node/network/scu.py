@@ -27,6 +27,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_node.errors import NodeError
 from dicom_node.network.limits import Limits
+from dicom_node.network.rejection import notice_rejection
 from dicom_node.network.tls import Credentials, diagnose, expected_name
 from dicom_node.network.transport import PDU_BYTES, tune
 from dicom_node.pixel_files import sha256_of
@@ -344,6 +345,7 @@ def associate(
     )
     if association.is_established:
         return association
+    notice_rejection(association)
     if peer.tls and timeouts.tls and not connected.is_set():
         why = diagnose(
             (peer.host, peer.port), timeouts.tls, expected_name(peer), timeouts.connect_s

@@ -20,6 +20,7 @@ from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
 from dicom_node.errors import NodeError
 from dicom_node.network import scu
+from dicom_node.network.rejection import notice_rejection
 from dicom_node.network.scp import NodeScp
 from dicom_node.retry import Fault
 from tests.rigs import (
@@ -47,12 +48,14 @@ def associate(rig: Rig, *, calling: str = "MR1", called: str = "SRNODE", syntax:
     ae.dimse_timeout = ae.acse_timeout = 10
     ae.add_requested_context(Verification)
     ae.add_requested_context(MRImageStorage, syntax or ExplicitVRLittleEndian)
-    return ae.associate(
+    association = ae.associate(
         "127.0.0.1",
         rig.scp.port,
         ae_title=called,
         evt_handlers=[(evt.EVT_CONN_OPEN, scu.keep_replies)],
     )
+    notice_rejection(association)
+    return association
 
 
 def store(association, path):

@@ -235,6 +235,44 @@ def test_echo_says_why_there_is_no_answer():
             scu.echo(destination(probe.getsockname()[1]), "SRNODE")
 
 
+def lose_the_processor(event):
+    """Let the requestor's thread look at the connection only after the reactor has closed it."""
+    deadline = time.monotonic() + 10
+    while event.assoc.dul.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("result", "source", "reason", "fault"),
+    [(1, 1, 7, Fault.REJECTED_PERMANENT), (2, 3, 2, Fault.REJECTED_TRANSIENT)],
+)
+def test_rejection_that_comes_too_early_for_pynetdicom_is_noticed(result, source, reason, fault):
+    """The peer is a bare socket: what it says, and when, must not depend on any library."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reject():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(bytes((3, 0, 0, 0, 0, 4, 0, result, source, reason)))
+                connection.recv(1)  # until the caller has gone
+
+        peer = threading.Thread(target=reject)
+        peer.start()
+        handlers = [(evt.EVT_REQUESTED, lose_the_processor)]
+        with pytest.raises(AssociationFault) as caught:
+            scu.associate(
+                destination(server.getsockname()[1]),
+                "SRNODE",
+                [scu.build_context(Verification)],
+                HASTY,
+                handlers=handlers,
+            )
+        peer.join()
+
+    assert caught.value.fault is fault
+
+
 class Gap:
     """A reactor checkpoint that loses the processor just after it was found open."""
 
