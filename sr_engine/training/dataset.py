@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
+from sr_engine.model.autoencoder import FACTOR
 from sr_engine.model.diffusion import Condition, encode_acquisition
 from sr_engine.training.simulate import Scene, draw, monomials, simulate
 
 PIXEL_SCALE = 20000.0  # stored value of the head's 99.9th percentile in a shard
-WHOLE_HEAD_SHARE = 0.4  # of the scenes: clinical series show whole heads, the data mostly brains
+WHOLE_HEAD_SHARE = 0.5  # of the scenes: clinical series show whole heads, the data mostly brains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class Batch:
     condition: Condition
     mask: Tensor  # (B, 1, H, W) bool
     error: Tensor  # (B,) mean squared error of interpolation in the scene that a crop is cut from
+    planted: Tensor  # (B, 1, H/2, W/2) float32, 1 where a lesion was planted
 
 
 class SlicePool:
@@ -100,7 +103,7 @@ class SlicePool:
     def batch(self, count: int) -> Batch:
         """Return `count` random crops, drawn from all scenes and all three axes."""
         rows = [self._crop(self.scenes[self.rng.integers(len(self.scenes))]) for _ in range(count)]
-        high, slices, b, g, acquisition, mask, error = (
+        high, slices, b, g, acquisition, mask, error, planted = (
             torch.stack(part) for part in zip(*rows, strict=True)
         )
         return Batch(
@@ -108,6 +111,7 @@ class SlicePool:
             condition=Condition(slices=slices, b=b, g=g, acquisition=acquisition),
             mask=mask,
             error=error,
+            planted=F.max_pool2d(planted.float(), FACTOR),
         )
 
     def _crop(self, scene: Scene) -> tuple[Tensor, ...]:
@@ -130,8 +134,10 @@ class SlicePool:
         high = scene.high.permute(order)[centre[0], window[0], window[1]]
         mask = scene.mask.permute(order)[centre[0], window[0], window[1]]
         b, g = self._guidance(scene, order, centre[0], corner)
+        planted = scene.planted.permute(order)[centre[0], window[0], window[1]]
+        acquisition = acquisition_vector(scene, order)
         error = torch.tensor(scene.error)
-        return high[None], low, b, g, acquisition_vector(scene, order), mask[None], error
+        return high[None], low, b, g, acquisition, mask[None], error, planted[None]
 
     def _centre(self, scene: Scene, order: list[int]) -> list[int]:
         for _ in range(20):

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sr_engine.physics.bspline import interpolation_matrix
 from sr_engine.physics.forward_model import AxisModel, ProfileName
+from sr_engine.training.lesions import plant
 
 DROPPED = 0.3  # share of draws in which b or g is unknown to the network
+LESION_SHARE = 0.6  # of the draws: without them a network takes every small contrast for noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Draw:
     bias_known: bool
     warp: np.ndarray
     warp_known: bool
+    lesions: int  # one in this many voxels of the head is the centre of one; 0: none
     seed: int
 
 
@@ -48,6 +51,7 @@ class Scene:
     ----------
     high, low : (K, J, I), float32    target, and the interpolated input; normalised alike
     mask : (K, J, I), bool            head
+    planted : (K, J, I), bool         where a lesion was planted
     noise                             sigma of one channel in normalised units
     error                             mean squared error of `low` in the head
     """
@@ -55,6 +59,7 @@ class Scene:
     high: Tensor
     low: Tensor
     mask: Tensor
+    planted: Tensor
     noise: float
     error: float
     draw: Draw
@@ -80,7 +85,7 @@ def draw(rng: np.random.Generator) -> Draw:
     profile: list[ProfileName] = ["identity"] * 3
     kind = rng.random()
     if kind < 0.5:  # 3-D: truncated k-space on all axes
-        factor = rng.choice([2.0, rng.uniform(1.2, 2.6)])
+        factor = 2.0 if rng.random() < 0.4 else rng.uniform(1.05, 2.6)
         jitter = rng.uniform(0.9, 1.1, 3) if rng.random() < 0.5 else np.ones(3)
         ratio = list(np.maximum(1.05, factor * jitter))
         profile = ["kspace"] * 3
@@ -107,6 +112,7 @@ def draw(rng: np.random.Generator) -> Draw:
         bias_known=bool(rng.random() >= DROPPED),
         warp=rng.normal(0, 0.15, (3, 20)) * decay,
         warp_known=bool(rng.random() >= DROPPED),
+        lesions=int(rng.integers(1000, 4000)) if rng.random() < LESION_SHARE else 0,
         seed=int(rng.integers(2**31)),
     )
 
@@ -163,6 +169,9 @@ def simulate(high: Tensor, mask: Tensor, d: Draw) -> Scene:
     high = high.clamp(min=0) ** d.gamma
     if d.bias.any():
         high = high * bias_log(grid_coordinates(tuple(high.shape)), d.bias).exp()
+    planted = torch.zeros_like(mask)
+    if d.lesions:
+        high, planted = plant(high, mask, int(mask.sum()) // d.lesions, d.seed)
     operators = [
         axis_operators(n, r, p) for n, r, p in zip(high.shape, d.ratio, d.profile, strict=True)
     ]
@@ -184,4 +193,12 @@ def simulate(high: Tensor, mask: Tensor, d: Draw) -> Scene:
     scale = float(torch.quantile(low[mask][::7].float(), 0.999))
     high, low = high / scale, low / scale
     error = float((high - low)[mask].square().mean())
-    return Scene(high=high, low=low, mask=mask, noise=sigma / scale, error=error, draw=d)
+    return Scene(
+        high=high,
+        low=low,
+        mask=mask,
+        planted=planted,
+        noise=sigma / scale,
+        error=error,
+        draw=d,
+    )

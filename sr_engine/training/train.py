@@ -30,6 +30,7 @@ from sr_engine.model.diffusion import (
 from sr_engine.training.checkpoint import load_state, save_state
 from sr_engine.training.dataset import Batch, SlicePool, has_shards, read_shards
 from sr_engine.training.distill import Distiller
+from sr_engine.training.grow import grow
 from sr_engine.training.muon import Muon, is_matrix
 
 Report = Callable[[str], None]
@@ -56,13 +57,15 @@ class TrainConfig:
     warm_up_steps: int = 300
     seed: int = 1
     codec: str = ""  # weight file whose autoencoder is taken over, frozen
-    initial: str = ""  # weight file of the same networks to start from; empty: from random weights
+    initial: str = ""  # weight file of the same or narrower networks to start from; empty: random
     teacher: str = ""  # student: weight file to distil from; empty: from the data alone
     distill_steps: tuple[int, ...] = (4, 2, 1)  # teacher steps are halved stage by stage
     distill_weight: float = 0.5
     feature_weight: float = 0.05
     first_share: float = 0.5  # of a batch: starts where the sampler does, at zero
     trajectory_share: float = 0.3  # of a batch: lies on the sampler's own path; the rest is noised
+    lesion_weight: float = 3.0  # added to the weight of a planted lesion's samples
+    half: bool = False  # convolutions in bfloat16: for processors that have such instructions
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @classmethod
@@ -97,7 +100,7 @@ class Trainer:
         self.earlier: dict[str, object] = {}
         if config.initial:
             start = bundle.load(config.initial)
-            self.model.load_state_dict(start.model.state_dict())
+            self.model.load_state_dict(grow(start.model, config.model).state_dict())
             self.earlier = {"sha256": start.sha256, "record": start.record}
         elif config.codec:
             self.model.codec.load_state_dict(bundle.load(config.codec).model.codec.state_dict())
@@ -190,7 +193,8 @@ class Trainer:
 
     def _update(self, batch: Batch, progress: float) -> float:
         batch = to_device(batch, self.device)
-        loss = self._loss(batch, progress)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half):
+            loss = self._loss(batch, progress)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
@@ -279,6 +283,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         condition=condition,
         mask=batch.mask.to(device),
         error=batch.error.to(device),
+        planted=batch.planted.to(device),
     )
 
 
@@ -310,6 +315,7 @@ def denoising_loss(
     weight = loss_weight(sigma)
     weight[: own.stop] = 1.0  # the state's error does not shrink with sigma there
     estimate = model.denoise(noised, sigma, latent, batch.condition)
+    weight = weight * (1 + config.lesion_weight * batch.planted)
     return (weight * (estimate - clean).square() / hardness(model, batch)).mean()
 
 

@@ -17,6 +17,7 @@ NOTHING = {
     "bias_known": True,
     "warp": np.zeros((3, 20)),
     "warp_known": True,
+    "lesions": 0,
     "seed": 1,
 }
 

@@ -60,7 +60,7 @@ def test_a_student_learns_from_data_and_its_file_tells_how(data):
     loaded = bundle.load(data / "student.safetensors", expected_sha256=sha256)
     assert loaded.record["stage"] == "student"
     assert loaded.record["data"] == {"ball": "ab" * 32}
-    assert loaded.record["steps"] > 3
+    assert loaded.record["steps"] > 0
     assert loaded.record["seconds"] >= 3
     assert "threads" in loaded.record["device"]
 

@@ -1,0 +1,51 @@
+"""Lesions for training: small ellipsoids that healthy anatomy does not explain.
+
+Whoever learns the least squared error on healthy heads alone learns that a small contrast is noise.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALL_SHARE = 0.7
+SMALL_VOXELS, LARGE_VOXELS = (1.5, 3.5), (3.5, 8.0)  # diameters
+CONTRAST = (0.05, 0.3)  # of the head's brightest tissue; white matter is 0.6 to 0.8 of it in T1w
+LONGEST = 1.8  # longest over shortest diameter
+
+
+def plant(high: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the volume with `count` lesions, darker or brighter, and where they are (bool).
+
+    Parameters
+    ----------
+    high : (K, J, I), float32    never below 0, before and after
+    mask : (K, J, I), bool       the lesions' centres lie within
+    """
+    rng = np.random.default_rng(seed)
+    places = torch.nonzero(mask)
+    volume = high.numpy().copy()
+    planted = np.zeros(volume.shape, bool)
+    for index in rng.integers(len(places), size=count):
+        size = rng.uniform(*(SMALL_VOXELS if rng.random() < SMALL_SHARE else LARGE_VOXELS))
+        radii = 0.5 * size * rng.uniform(1.0, LONGEST, 3) ** rng.integers(0, 2)
+        centre = places[index].numpy() + rng.uniform(-0.5, 0.5, 3)
+        box, share = _ellipsoid(volume.shape, centre, radii)
+        volume[box] += np.float32(rng.choice((-1, 1)) * rng.uniform(*CONTRAST)) * share
+        planted[box] |= share > 0.25
+    return torch.from_numpy(np.maximum(volume, 0)), torch.from_numpy(planted)
+
+
+def _ellipsoid(
+    shape: tuple[int, ...], centre: np.ndarray, radii: np.ndarray
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Return a box and the share of each of its voxels that the ellipsoid fills, about."""
+    box, squares = [], []
+    for n, middle, radius in zip(shape, centre, radii, strict=True):
+        low, high = int(middle - radius - 1), int(middle + radius + 2)
+        part = slice(max(0, low), min(n, high + 1))
+        box.append(part)
+        squares.append(((np.arange(part.start, part.stop) - middle) / radius) ** 2)
+    k, j, i = squares
+    distance = np.sqrt(k[:, None, None] + j[None, :, None] + i[None, None, :])
+    # A face one voxel wide: linear in the distance from it, in voxels of the shortest radius.
+    return tuple(box), np.clip(0.5 + (1 - distance) * radii.min(), 0, 1).astype(np.float32)
