@@ -36,6 +36,7 @@ from sr_engine.timing import Stages
 SOFTWARE = "DICOM-NODE AI-SR"
 CONSISTENCY_PASSES = 2
 Progress = Callable[[str, float], None]
+Predict = Callable[..., list[np.ndarray]]  # as `inference.predict_triaxial`
 
 
 def silent(stage: str, share: float) -> None:
@@ -111,6 +112,7 @@ def enhance_volume(
     device: str = "auto",
     progress: Progress = silent,
     stages: Stages | None = None,
+    predict: Predict = predict_triaxial,
 ) -> Enhancement:
     """Return the enhanced volume.
 
@@ -120,6 +122,8 @@ def enhance_volume(
         float32, any non-negative unit.
     like
         Target grid; default: `recipe.spacing_mm`, finer where the acquisition was finer.
+    predict
+        Runs the network; an evaluation of several recipes runs it once for all.
 
     Raises
     ------
@@ -161,7 +165,7 @@ def enhance_volume(
             noise=noise.sigma,
         )
     with stages.stage("student"):
-        stacks = predict_triaxial(
+        stacks = predict(
             given,
             bundle,
             steps=recipe.steps,

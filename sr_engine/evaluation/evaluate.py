@@ -191,7 +191,7 @@ def _line(row: Row) -> str:
     """Return a row for a terminal."""
     parts = [str(row[key]) for key in ("case", "input", "method", "cases") if key in row]
     for key in ("psnr_db", "ssim", "fsc05_mm", "psnr_db_over_linear", "seconds"):
-        if key in row:
+        if row.get(key) is not None:
             parts.append(f"{key} {float(np.round(row[key], 4))}")
     if row.get("below_linear"):
         parts.append(f"BELOW THE LINE: {', '.join(row['below_linear'])}")

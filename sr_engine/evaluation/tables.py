@@ -82,7 +82,7 @@ def cost_table(means: Sequence[Row]) -> str:
                 "-" if held is None else f"{100 * held:.0f} %",
                 number(rank),
                 *blobs,
-                number(mean["seconds"], 1),
+                number(mean.get("seconds"), 1),
                 number(mean["peak_mib"], 0),
             ]
         )
