@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sr_engine.errors import GeometryError
+from sr_engine.threads import in_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,13 @@ def fuse(stacks: Sequence[np.ndarray]) -> Fused:
     shapes = {stack.shape for stack in stacks}
     if len(shapes) != 1:
         raise GeometryError(f"only stacks on one grid can be fused, not {sorted(shapes)}")
-    # Sums instead of np.mean and np.std: those would hold all stacks in memory once more.
-    mean = np.zeros(stacks[0].shape, np.float32)
-    for stack in stacks:
-        mean += np.asarray(stack, np.float32) / np.float32(len(stacks))
-    variance = np.zeros_like(mean)
-    for stack in stacks:
-        variance += (np.asarray(stack, np.float32) - mean) ** 2 / np.float32(len(stacks))
-    return Fused(mean=mean, spread=np.sqrt(variance))
+    mean, spread = (np.empty(stacks[0].shape, np.float32) for _ in range(2))
+    share = np.float32(1 / len(stacks))
+
+    def plane(piece: slice) -> None:
+        planes = np.stack([stack[piece] for stack in stacks]).astype(np.float32)
+        mean[piece] = planes.sum(axis=0) * share
+        spread[piece] = np.sqrt(((planes - mean[piece]) ** 2).sum(axis=0) * share)
+
+    in_pieces(plane, len(mean))
+    return Fused(mean=mean, spread=spread)

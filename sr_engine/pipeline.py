@@ -31,6 +31,7 @@ from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normali
 from sr_engine.physics.resample import Grid, interpolate, target_grid
 from sr_engine.quality import QualityReport, judge
 from sr_engine.recipe import Recipe
+from sr_engine.threads import one_blas_thread
 from sr_engine.timing import Stages
 
 SOFTWARE = "DICOM-NODE AI-SR"
@@ -102,6 +103,7 @@ def acquired_of_volume(volume: Volume) -> Acquired:
     return Acquired(profiles=choose_profiles(None, spacing, spacing), acquired_voxel_mm=spacing)
 
 
+@one_blas_thread()
 def enhance_volume(
     volume: Volume,
     acquired: Acquired,
@@ -314,7 +316,7 @@ def _consistent(
         moved = model.consistent(
             volume, measured, sigma, weight=recipe.consistency_weight, mask=mask
         )
-        volume = np.maximum(moved, 0)
+        volume = np.maximum(moved, 0, out=moved)
     return volume
 
 

@@ -8,6 +8,12 @@ import numpy as np
 from scipy import ndimage
 
 from sr_engine.physics.forward_model import expected_magnitude
+from sr_engine.physics.lines import (
+    gaussian_filter,
+    largest_filter,
+    mean_filter,
+    smallest_filter,
+)
 
 SMALL_LESION_MM = 5.0  # full width of the window in which the residual is averaged
 FWHM = math.sqrt(8 * math.log(2))
@@ -121,10 +127,10 @@ def _residual(
     noise = math.hypot(noise_sigma, limits.model_error)
     kernel_voxels = [SMALL_LESION_MM / FWHM / mm for mm in spacing_mm]
     inner = mask & _off_the_rim(mask.shape)
-    smooth = ndimage.gaussian_filter(np.where(inner, residual, 0), kernel_voxels)
+    smooth = gaussian_filter(np.where(inner, residual, 0), kernel_voxels)
     # Slice profile and position are known to a few per cent of a voxel: what that explains next to
     # a steep edge is no structure of its own.
-    steep = ndimage.maximum_filter(measured, 3) - ndimage.minimum_filter(measured, 3)
+    steep = largest_filter(measured, 3) - smallest_filter(measured, 3)
     blob = np.where(inner, np.abs(smooth) - limits.edge_error * steep, 0)
     worst = np.unravel_index(int(np.argmax(blob)), blob.shape)
     rms = float(np.sqrt(np.mean(residual[mask] ** 2.0)))
@@ -164,8 +170,9 @@ def _content(
     out, plain = output[mask], upsampled[mask]
     lost = (out <= 0) & (plain > DARK)
     glaring = out > 1.5 * plain.max()
-    bright = mask & (ndimage.uniform_filter(upsampled, 3) > DARK)
-    kept = ndimage.uniform_filter(output, 3) > 0.5 * ndimage.uniform_filter(upsampled, 3)
+    signal = mean_filter(upsampled, 3)
+    bright = mask & (signal > DARK)
+    kept = mean_filter(output, 3) > 0.5 * signal
     return {
         "spread_p99": float(np.percentile(spread[mask], 99)),
         "clipped": float((lost | glaring).mean()),

@@ -6,6 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from highdicom import Volume
 
+from sr_engine.physics import separable
 from sr_engine.physics.bspline import interpolation_matrix
 from sr_engine.physics.intensity import head_mask
 
@@ -70,8 +71,8 @@ def _shrunk(array: np.ndarray, factors: list[int]) -> np.ndarray:
 
 def _grown(field: np.ndarray, shape: tuple[int, ...], factors: list[int]) -> np.ndarray:
     """Return the field on the full grid."""
-    for axis, (n, factor) in enumerate(zip(shape, factors, strict=True)):
-        positions = (np.arange(n) + 0.5) / factor - 0.5
-        matrix = interpolation_matrix(field.shape[axis], positions).astype(np.float32)
-        field = np.moveaxis(np.tensordot(matrix, field, (1, axis)), 0, axis)
-    return np.ascontiguousarray(field)
+    matrices = [
+        interpolation_matrix(m, (np.arange(n) + 0.5) / factor - 0.5)
+        for m, n, factor in zip(field.shape, shape, factors, strict=True)
+    ]
+    return separable.apply(matrices, field)

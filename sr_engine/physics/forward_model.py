@@ -14,7 +14,10 @@ from typing import Literal
 import numpy as np
 
 from sr_engine.errors import GeometryError
+from sr_engine.physics import separable
 from sr_engine.physics.axis_model import AxisModel, Profile, ProfileName
+from sr_engine.physics.wiener import wiener_shrink
+from sr_engine.threads import in_pieces
 
 __all__ = [
     "AcquisitionModel",
@@ -32,23 +35,9 @@ __all__ = [
 Array = np.ndarray
 Acquisition = Literal["2D", "3D"]
 
-BANDS = 8  # frequency bands an axis in `wiener_shrink`; each holds hundreds of components
 SAME_SPACING = 0.02  # relative: an acquired voxel this near the spacing is the spacing
 PARALLEL = 1e-3  # radians between axes that count as parallel
 THICK = 1.5  # a voxel side longer than this times the shortest is taken for a slice's
-
-
-def _apply(matrices: Sequence[Array | None], x: Array) -> Array:
-    """Return `x` multiplied along each axis; the steps that shrink most go first."""
-    steps = [(axis, np.asarray(m, np.float32)) for axis, m in enumerate(matrices) if m is not None]
-    for axis, m in sorted(steps, key=lambda step: step[1].shape[0] / step[1].shape[1]):
-        if axis == 0:
-            x = (m @ x.reshape(x.shape[0], -1)).reshape(m.shape[0], *x.shape[1:])
-        elif axis == 1:
-            x = m @ x
-        else:
-            x = x @ m.T
-    return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +100,12 @@ class AcquisitionModel:
 
     def forward(self, high: Array) -> Array:
         """Return A x, float32, on the measured grid."""
-        return _apply(self._matrices("matrix"), self._checked(high, self.high_shape))
+        return separable.apply(self._matrices("matrix"), self._checked(high, self.high_shape))
 
     def adjoint(self, low: Array) -> Array:
         """Return the transpose of A applied to `low`, float32, on the fine grid."""
         matrices = [None if m is None else m.T for m in self._matrices("matrix")]
-        return _apply(matrices, self._checked(low, self.low_shape))
+        return separable.apply(matrices, self._checked(low, self.low_shape))
 
     def covered(self) -> Array:
         """Return which measured voxels have their centre within the fine grid, bool."""
@@ -152,7 +141,9 @@ class AcquisitionModel:
         residual = self.residual(high, low, noise_sigma if weight > 0 else 0.0) * counts
         power = weight * noise_sigma**2 * float(counts.mean()) / self._band_share()
         shrunk = wiener_shrink(residual, power)
-        return np.asarray(high, np.float32) + _apply(self._matrices("inverse"), shrunk)
+        moved = separable.apply(self._matrices("inverse"), shrunk)
+        moved += high
+        return moved
 
     def residual(self, high: Array, low: Array, noise_sigma: float) -> Array:
         """Return y minus the magnitude expected of A x in noise, float32, on the measured grid."""
@@ -191,43 +182,17 @@ def expected_magnitude(signal: Array, measured: Array, sigma: float) -> Array:
     signal = np.asarray(signal, np.float32)
     if sigma <= 0:
         return signal
-    amplitude = np.maximum(signal, 0)
-    darkness = np.exp(-0.5 * (amplitude / np.float32(sigma)) ** 2)
-    floor = np.float32(sigma**2) * (1 + np.float32(math.pi / 2 - 1) * darkness)
-    return np.where(measured == 0, signal, np.sqrt(amplitude**2 + floor))
+    expected = np.empty_like(signal)
 
+    def expect(piece: slice) -> None:
+        amplitude = np.maximum(signal[piece], 0)
+        darkness = np.exp(-0.5 * (amplitude / np.float32(sigma)) ** 2)
+        floor = np.float32(sigma**2) * (1 + np.float32(math.pi / 2 - 1) * darkness)
+        blank = measured[piece] == 0
+        expected[piece] = np.where(blank, signal[piece], np.sqrt(amplitude**2 + floor))
 
-def wiener_shrink(residual: Array, noise_power: float) -> Array:
-    """Return the part of `residual` that is more than white noise, float32.
-
-    Parameters
-    ----------
-    noise_power
-        Variance of the noise of one voxel.
-    """
-    residual = np.asarray(residual, np.float32)
-    if noise_power <= 0:
-        return residual
-    spectrum = np.fft.rfftn(residual, axes=(0, 1, 2), norm="ortho")
-    band = _bands(residual.shape, spectrum.shape)
-    count = np.bincount(band, minlength=BANDS**3)
-    total = np.bincount(band, np.abs(spectrum.ravel()) ** 2, minlength=BANDS**3)
-    power = np.maximum(total / np.maximum(count, 1), 1e-30)
-    gain = np.clip(1.0 - noise_power / power, 0.0, 1.0).astype(np.float32)
-    spectrum *= gain[band].reshape(spectrum.shape)
-    return np.fft.irfftn(spectrum, s=residual.shape, axes=(0, 1, 2), norm="ortho").astype(
-        np.float32
-    )
-
-
-def _bands(shape: tuple[int, ...], spectrum_shape: tuple[int, ...]) -> Array:
-    """Return the number of the band of each component of a real transform, flat."""
-    band = np.zeros((1, 1, 1), np.int32)
-    for axis in range(3):
-        frequency = np.abs(np.fft.fftfreq(shape[axis])[: spectrum_shape[axis]])  # up to 0.5 a voxel
-        step = np.minimum((frequency * 2 * BANDS).astype(np.int32), BANDS - 1)
-        band = band * BANDS + step.reshape([-1 if a == axis else 1 for a in range(3)])
-    return band.ravel()
+    in_pieces(expect, len(signal))
+    return expected
 
 
 def _along_axes(

@@ -10,6 +10,8 @@ import numpy as np
 from scipy import ndimage, special
 
 from sr_engine.errors import UnsupportedInput
+from sr_engine.physics.lines import gaussian_filter
+from sr_engine.threads import in_pieces
 
 STRIPPED_ZEROS = 0.4  # a larger share of exact zeros: the air, or the skull, was removed
 THIN = 4  # an axis with fewer than a fourth of the samples of the longest has thick slices
@@ -57,7 +59,7 @@ def head_mask(array: np.ndarray) -> np.ndarray:
         raise UnsupportedInput(f"the volume is empty: every voxel is {x.flat[0]:g}")
     stripped = float((x == 0).mean()) > STRIPPED_ZEROS
     thin = [THIN * n < max(x.shape) for n in x.shape]  # thick slices: neighbours are far apart
-    smooth = ndimage.gaussian_filter(x, [0.0 if t else 1.0 for t in thin])
+    smooth = gaussian_filter(x, [0.0 if t else 1.0 for t in thin])
     values = smooth[smooth > 0.01 * smooth.max()] if stripped else smooth.ravel()
     threshold = otsu(np.clip(values, 0, np.percentile(values, 99.5))) * (0.5 if stripped else 1.0)
     return _filled(_largest(smooth > threshold), thin)
@@ -94,9 +96,17 @@ def _filled(mask: np.ndarray, thin: Sequence[bool]) -> np.ndarray:
     padded = ndimage.binary_closing(np.pad(mask, 3, mode="edge"), cross, iterations=2)
     mask = padded[3:-3, 3:-3, 3:-3] | mask
     for axis in range(3):
-        slices = [ndimage.binary_fill_holes(s) for s in np.moveaxis(mask, axis, 0)]
-        mask = np.stack(slices, axis)
+        _fill_slices(np.moveaxis(mask, axis, 0))
     return mask
+
+
+def _fill_slices(mask: np.ndarray) -> None:
+    """Fill the holes of each slice of `mask`, in place."""
+
+    def fill(piece: slice) -> None:
+        mask[piece.start] = ndimage.binary_fill_holes(mask[piece.start])
+
+    in_pieces(fill, len(mask))
 
 
 def normalise(array: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, Scale]:
@@ -188,8 +198,8 @@ def _high_pass(array: np.ndarray, mask: np.ndarray) -> float:
     for axis in range(3):
         if x.shape[axis] >= len(HIGH_PASS):
             detail = ndimage.correlate1d(detail, HIGH_PASS, axis=axis)
-    local = np.sqrt(ndimage.gaussian_filter(detail**2, CALM_WINDOW))
+    local = np.sqrt(gaussian_filter(detail**2, [CALM_WINDOW] * 3))
     inside = ndimage.binary_erosion(mask, iterations=2)
-    inside &= ndimage.gaussian_filter(x, 1.5) > 0.5 * np.median(x[mask])
+    inside &= gaussian_filter(x, [1.5] * 3) > 0.5 * np.median(x[mask])
     inside = inside if inside.any() else mask
     return float(np.quantile(local[inside], CALM_SHARE)) / CALM_BIAS

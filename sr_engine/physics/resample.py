@@ -9,6 +9,7 @@ from highdicom import Volume
 from scipy import ndimage
 
 from sr_engine.errors import GeometryError
+from sr_engine.physics import separable
 from sr_engine.physics.bspline import interpolation_matrix
 
 PARALLEL = 1e-6  # voxels: off-diagonal terms below this times the grid's size are rounding
@@ -98,17 +99,15 @@ def interpolate(volume: Volume, grid: Grid, order: int = 3) -> Volume:
 
 def _along_axes(array: np.ndarray, shape: Sequence[int], to_source: np.ndarray) -> np.ndarray:
     """Return the interpolation as one matrix an axis."""
-    out = array
-    order = sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis])  # smallest first
-    for axis in order:
+    matrices: list[np.ndarray | None] = []
+    for axis in range(3):
         n, step = array.shape[axis], float(to_source[axis, axis])
         positions = float(to_source[axis, 3]) + step * np.arange(shape[axis])
-        if n == shape[axis] and np.abs(positions - np.arange(n)).max() < 1e-6:
-            continue
+        same = n == shape[axis] and np.abs(positions - np.arange(n)).max() < 1e-6
         matrix = interpolation_matrix(n, positions)
         matrix[~_inside(positions, n, abs(step))] = 0
-        out = np.moveaxis(np.tensordot(matrix.astype(np.float32), out, (1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
+        matrices.append(None if same else matrix)
+    return np.ascontiguousarray(separable.apply(matrices, array))
 
 
 def _inside(positions: np.ndarray, n: int, reach: float) -> np.ndarray:

@@ -6,16 +6,10 @@ import torch
 from scipy import ndimage
 
 from sr_engine.errors import EngineError
-from sr_engine.inference import (
-    MARGIN,
-    NetworkInput,
-    _ramp,
-    choose_device,
-    head_box,
-    predict_triaxial,
-)
+from sr_engine.inference import choose_device, predict_triaxial
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
+from sr_engine.slices import MARGIN, NetworkInput, fade, head_box
 
 SHAPE = (21, 34, 29)  # no side is a multiple of the network's
 
@@ -70,7 +64,7 @@ def test_the_change_fades_out_around_the_head_and_is_whole_in_it(given):
     head = change[given.mask].mean()
     assert change[distance == MARGIN].mean() < 0.2 * head
     assert change[distance > MARGIN].max(initial=0) == 0
-    whole = _ramp(given.mask)
+    whole = fade(given.mask)
     assert whole[given.mask] == pytest.approx(1)
     assert whole[distance == MARGIN - 1].max() < 0.5
 
