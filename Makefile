@@ -9,8 +9,8 @@ BIN := .venv/bin
 # A busy neighbour makes default torch four times slower; passive waiting cures it.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-# What the integration tests drive: a real archive, real DICOM tools, a real browser.
-SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev openssl
+# What the integration tests drive: a real archive, real DICOM tools, a real database, a real browser.
+SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev openssl postgresql
 
 .PHONY: help
 help: ## list the targets

@@ -1,9 +1,13 @@
-"""Fixtures: real series beside the checkout (skipped where absent), phantoms made on the spot."""
+"""Fixtures for all tests: real series beside the checkout, a real PostgreSQL; else skipped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres import Cluster
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -27,3 +31,14 @@ def shared_series(shared_dir: Path) -> Callable[[str], Path]:
         return found[0]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> "Iterator[Cluster]":
+    """Return a running PostgreSQL of this test process."""
+    from tests import postgres  # few tests need the driver
+
+    if postgres.find_program("initdb") is None:
+        pytest.skip("PostgreSQL (Debian: postgresql) is not installed")
+    with postgres.running_cluster() as cluster:
+        yield cluster

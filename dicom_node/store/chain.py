@@ -70,8 +70,7 @@ def append(connection: sa.Connection, entries: Sequence[Entry]) -> None:
         raise StoreUnavailable("the audit trail has no head: run dicom-node verify")
     number: int | None = None
     for entry in entries:
-        # As it will be read: {1: "a"} becomes {"1": "a"}, a tuple becomes a list.
-        fields = json.loads(json.dumps(entry.fields))
+        fields = schema.storable(entry.fields)
         newest = link(newest, entry.at, entry.event, fields)
         row = {"at": entry.at, "event": entry.event, "job_id": fields.get("job"), "fields": fields}
         query = sa.insert(table).values(**row, hash=newest).returning(table.c.id)
@@ -127,7 +126,8 @@ def follows(previous: str, row: sa.Row[Any]) -> bool:
 
 def name_of(row: sa.Row[Any]) -> str:
     """Return which row this is, for people."""
-    return f"audit row {row.id} ({row.at}, {row.event})"
+    at = row.at if isinstance(row.at, str) else row.at.astimezone(UTC).replace(tzinfo=None)
+    return f"audit row {row.id} ({at}, {row.event})"
 
 
 def wrong_end(end: sa.Row[Any] | None, last: int, newest: str) -> str:

@@ -34,7 +34,6 @@ from dicom_node.store.transactions import (
     insert_transaction,
     note_statuses,
     referenced,
-    transaction_row,
 )
 
 EXPIRED, REFUSED = "EXPIRED", "REFUSED"  # an answer that comes later still counts
@@ -128,11 +127,11 @@ class CommitmentStore:
     ) -> None:
         """End a request that the peer did not accept; without `next_try_at` for good."""
         with self._database.transaction() as work:
-            row = transaction_row(work, SCU, transaction_uid)
-            if row is None or row.state != OPEN:  # answered before the response came
+            found = locked_request(work, transaction_uid)
+            if found is None or found[0].state != OPEN:  # answered before the response came
                 return
+            row, delivery = found
             end_transaction(work, row.id, REFUSED, reason, now)
-            delivery = locked_delivery(work, row.delivery_id)
             if delivery.state != SENT or not delivery.awaits_commitment:
                 return
             if next_try_at is not None:
@@ -159,10 +158,10 @@ class CommitmentStore:
         Failures count only while this is the delivery's newest request.
         """
         with self._database.transaction() as work:
-            row = transaction_row(work, SCU, report.transaction_uid)
-            if row is None:
+            found = locked_request(work, report.transaction_uid)
+            if found is None:
                 return None
-            delivery = locked_delivery(work, row.delivery_id)
+            row, delivery = found
             asked = referenced(work.connection, row.id)
             committed = [
                 one.sop_uid for one in asked if report.everything or one.sop_uid in report.committed
@@ -189,6 +188,17 @@ class CommitmentStore:
         with self._database.reading() as connection:
             found = {row[0]: row[1] for row in connection.execute(query.group_by(table.c.role))}
         return {role: found.get(role, 0) for role in (SCU, SCP)}
+
+
+def locked_request(work: Work, transaction_uid: str) -> tuple[sa.Row[Any], sa.Row[Any]] | None:
+    """Return the row of our request and its delivery's, locked; None when nobody asked so."""
+    table = schema.commitment
+    this = (table.c.role == SCU) & (table.c.transaction_uid == transaction_uid)
+    delivery_id = work.execute(sa.select(table.c.delivery_id).where(this)).scalar_one_or_none()
+    if delivery_id is None:
+        return None
+    delivery = locked_delivery(work, delivery_id)
+    return work.execute(sa.select(table).where(this).with_for_update()).one(), delivery
 
 
 def settle_report(

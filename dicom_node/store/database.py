@@ -17,11 +17,18 @@ from alembic.util import CommandError
 
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.store.chain import Entry, append
+from dicom_node.store.engines import make_engine
 from dicom_node.telemetry import allowed, get_logger
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_S = 30.0
 MIGRATION_LOCK = 4704  # any number: PostgreSQL advisory lock that lets one process migrate
+# Gone, stopping, full, read-only, locked for too long, or a deadlock that we lost.
+AWAY = (
+    sa.exc.OperationalError,
+    sa.exc.InternalError,
+    sa.exc.InterfaceError,
+    sa.exc.TimeoutError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +48,14 @@ class Work:
 
 
 class Database:
-    """An engine with durable, serialised write transactions and plain read transactions."""
+    """An engine with durable write transactions and read transactions that see one moment.
+
+    SQLite lets one transaction write at a time. PostgreSQL lets many, and each locks its rows in
+    this order, so that no two wait for each other: series, job, delivery, commitment, audit trail.
+    """
 
     def __init__(self, url: str) -> None:
-        """Connect to `url`; SQLite gets WAL, synchronous FULL and BEGIN IMMEDIATE."""
+        """Stand on the database at `url`; the first transaction connects."""
         self.engine = make_engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         # SQLite's busy handler sleeps up to 100 ms; inside one process a lock hands over at once.
@@ -64,7 +75,7 @@ class Database:
                 work = Work(connection=connection)
                 yield work
                 append(connection, work.trail)
-        except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
+        except AWAY as error:
             raise StoreUnavailable(f"the database did not commit: {error_text(error)}") from error
         for entry in work.trail:
             get_logger().info(entry.event, **entry.fields)
@@ -78,20 +89,31 @@ class Database:
         try:
             with self.engine.connect().execution_options(**options) as connection:
                 yield connection
-        except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
+        except AWAY as error:
             raise StoreUnavailable(f"the database did not answer: {error_text(error)}") from error
 
     def migrate(self) -> None:
-        """Bring the schema to the newest revision; several processes may try at once."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        if self._revision() == ScriptDirectory.from_config(config).get_current_head():
-            return
-        with self.transaction() as work:
-            if not self.is_sqlite:
-                work.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-            config.attributes["connection"] = work.connection
-            upgrade(config)
+        """Bring the schema to the newest revision; several processes may try at once.
+
+        Raises
+        ------
+        SettingsError
+            If the database belongs to a newer version, or is not made for the node.
+        """
+        try:
+            if self._revision() != ScriptDirectory.from_config(alembic()).get_current_head():
+                with self.transaction() as work:
+                    self._upgrade(work)
+        except sa.exc.ProgrammingError as error:  # PostgreSQL: a right is missing
+            raise SettingsError(f"node.database cannot be used: {error_text(error)}") from error
+
+    def _upgrade(self, work: Work) -> None:
+        if not self.is_sqlite:
+            work.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            refuse_other_encoding(work)
+        config = alembic()
+        config.attributes["connection"] = work.connection
+        upgrade(config)
 
     def _revision(self) -> str | None:
         with self.reading() as connection:
@@ -103,8 +125,23 @@ class Database:
 
 
 def error_text(error: sa.exc.SQLAlchemyError) -> str:
-    """Return the driver's words without the statement and its parameters."""
-    return str(getattr(error, "orig", None) or type(error).__name__)
+    """Return the driver's words in one line, without the statement and its parameters."""
+    words = str(getattr(error, "orig", None) or type(error).__name__)
+    return " ".join(words.split())
+
+
+def alembic() -> Config:
+    """Return the configuration that finds our migrations."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def refuse_other_encoding(work: Work) -> None:
+    """Raise SettingsError unless the PostgreSQL database can keep every text."""
+    encoding = work.execute(sa.text("SHOW server_encoding")).scalar_one()
+    if encoding != "UTF8":
+        raise SettingsError(f"node.database must be encoded in UTF8, not {encoding}")
 
 
 def upgrade(config: Config) -> None:
@@ -119,42 +156,3 @@ def upgrade(config: Config) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise SettingsError(f"node.database was written by a newer version: {error}") from error
-
-
-def make_engine(url: str) -> sa.Engine:
-    """Return the engine for `url`.
-
-    Raises
-    ------
-    SettingsError
-        If `url` is no database URL, or its driver is not installed.
-    """
-    try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed, pool_pre_ping=True)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise SettingsError(f"node.database cannot be used: {error}") from error
-    if not parsed.database or parsed.database == ":memory:":
-        raise SettingsError("node.database must name a file: memory does not survive a power cut")
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(
-        parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=8, max_overflow=56
-    )
-    sa.event.listen(engine, "connect", prepare_sqlite)
-    sa.event.listen(engine, "begin", begin_sqlite)
-    return engine
-
-
-def prepare_sqlite(connection: Any, _: Any) -> None:
-    """Make a new SQLite connection durable and leave transactions to `begin_sqlite`."""
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def begin_sqlite(connection: sa.Connection) -> None:
-    """Begin at once as a writer, so that no transaction fails when it first writes."""
-    reads = connection.get_execution_options().get("dicom_node_read", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

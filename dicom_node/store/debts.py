@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.database import Database
+from dicom_node.store.database import Database, Work
 from dicom_node.store.series import newest_jobs
 from dicom_node.store.transactions import (
     OPEN,
@@ -24,7 +24,6 @@ from dicom_node.store.transactions import (
     insert_transaction,
     note_statuses,
     referenced,
-    transaction_row,
 )
 
 
@@ -56,7 +55,7 @@ class DebtStore:
         """
         table, part = schema.commitment, schema.commitment_instance
         with self._database.transaction() as work:
-            row = transaction_row(work, SCP, transaction_uid, peer)
+            row = peers_request(work, peer, transaction_uid)
             if row is None:
                 return insert_transaction(work, SCP, peer, transaction_uid, instances, now)
             work.execute(sa.delete(part).where(part.c.commitment_id == row.id))
@@ -142,3 +141,11 @@ class DebtStore:
         )
         with self._database.reading() as connection:
             return set(connection.execute(query).scalars())
+
+
+def peers_request(work: Work, peer: str, transaction_uid: str) -> sa.Row[Any] | None:
+    """Return the row of a peer's request, locked, or None."""
+    table = schema.commitment
+    this = (table.c.role == SCP) & (table.c.transaction_uid == transaction_uid)
+    query = sa.select(table).where(this, table.c.peer == peer)
+    return work.execute(query.with_for_update()).first()

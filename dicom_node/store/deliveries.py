@@ -182,12 +182,14 @@ def wholly_committed(work: Work, delivery_id: int) -> bool:
 
 
 def locked_delivery(work: Work, delivery_id: int) -> sa.Row[Any]:
-    """Return the delivery's row, locked; raise UnknownJob if there is none."""
-    query = sa.select(schema.delivery).where(schema.delivery.c.id == delivery_id)
-    row = work.execute(query.with_for_update()).first()
-    if row is None:
+    """Return the delivery's row, locked after its job's; raise UnknownJob if there is none."""
+    table = schema.delivery
+    this = table.c.id == delivery_id
+    job_id = work.execute(sa.select(table.c.job_id).where(this)).scalar_one_or_none()
+    if job_id is None:
         raise UnknownJob(f"there is no delivery {delivery_id}")
-    return row
+    locked_job(work, job_id)
+    return work.execute(sa.select(table).where(this).with_for_update()).one()
 
 
 def settle_job(work: Work, job_id: int, now: datetime) -> None:

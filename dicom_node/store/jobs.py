@@ -132,7 +132,8 @@ class JobStore:
         series, job = schema.series, schema.job
         count = sa.select(series.c.acknowledged).join(job, job.c.series_id == series.c.id)
         with self._database.transaction() as work:
-            locked = count.where(job.c.id == job_id).with_for_update(of=series)
+            # As an update locks it: a row that points at the series can be made all the while.
+            locked = count.where(job.c.id == job_id).with_for_update(of=series, key_share=True)
             arrived = work.execute(locked).scalar_one_or_none()
             if arrived != received or locked_job(work, job_id).state != JobState.RECEIVING:
                 return False
@@ -331,7 +332,7 @@ class JobStore:
 
 
 def next_in_queue(now: datetime) -> sa.ScalarSelect[int]:
-    """Return the subquery that picks the next job; other databases skip what others lock."""
+    """Return the subquery that picks the next job; PostgreSQL skips what others are claiming."""
     job = schema.job
     ready = (job.c.not_before.is_(None)) | (job.c.not_before <= now)
     rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])

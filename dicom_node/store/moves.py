@@ -64,7 +64,12 @@ def newest_job(work: Work, series_id: int) -> Any:
     """Return the newest generation's row of a series, locked; None when it has no job yet."""
     job = schema.job
     query = sa.select(job).where(job.c.series_id == series_id).order_by(job.c.generation.desc())
-    return work.execute(query.limit(1).with_for_update()).first()
+    query = query.limit(1).with_for_update()
+    row, older = work.execute(query).first(), None
+    # PostgreSQL: while we waited for the lock, somebody may have made a newer generation.
+    while row is not None and row.state == JobState.SUPERSEDED and row.id != older:
+        older, row = row.id, work.execute(query).first()
+    return row
 
 
 def refuse_stranger(row: sa.Row[Any], worker: str) -> None:

@@ -4,6 +4,7 @@ A row of `job` is one generation of one series' life; the state of a series is t
 newest job.
 """
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +34,29 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Words(TypeDecorator[str]):
+    """Text that others wrote; PostgreSQL keeps neither NUL nor half a surrogate pair."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Return `value` as every database keeps it."""
+        if value is None:
+            return None
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def storable(value: Any) -> Any:
+    """Return `value` as it will be read: {1: "a"} as {"1": "a"}, tuples as lists, NaN as None."""
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as JSON that every database takes: it knows no NaN."""
+    return json.dumps(storable(value))
+
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -57,7 +81,7 @@ series = sa.Table(
     sa.Column("series_uid", UID, nullable=False, unique=True),
     sa.Column("study_uid", UID, nullable=False),
     sa.Column("modality", sa.String(16), nullable=False),
-    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("description", Words, nullable=False),
     sa.Column("acknowledged", sa.Integer, nullable=False),  # counted apart: checks the ledger
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("last_received_at", UtcDateTime, nullable=False),
@@ -88,7 +112,7 @@ job = sa.Table(
     foreign("series_id", "series.id"),
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.Column("held_by", sa.String(16)),
     sa.Column("rule", sa.Text),
     sa.Column("priority", sa.String(16), nullable=False),
@@ -132,7 +156,7 @@ delivery = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_try_at", UtcDateTime),  # of sending; once sent, of asking for commitment
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     # Sent is not the end of it: the destination owes a storage commitment.
     sa.Column("awaits_commitment", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("commit_requests", sa.Integer, nullable=False, server_default="0"),
@@ -164,7 +188,7 @@ commitment = sa.Table(  # one transaction of Storage Commitment, in either role 
     sa.Column("next_try_at", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("ended_at", UtcDateTime),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.UniqueConstraint("role", "peer", "transaction_uid"),
     sa.Index(None, "state", "id"),
 )

@@ -1,6 +1,7 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -121,10 +122,11 @@ class SeriesStore:
         StoreUnavailable
             If the database did not commit.
         """
-        try:
-            return self._record(new, now)
-        except sa.exc.IntegrityError:  # PostgreSQL: another association made the row meanwhile
-            return self._record(new, now)
+        for _ in range(2):
+            # PostgreSQL: another association may make the series meanwhile, and then the instance.
+            with suppress(sa.exc.IntegrityError):
+                return self._record(new, now)
+        return self._record(new, now)
 
     def _record(self, new: NewInstance, now: datetime) -> Recorded:
         with self._database.transaction() as work:

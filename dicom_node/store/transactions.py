@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -20,17 +19,6 @@ class Reference:
 
     sop_uid: str
     sop_class: str
-
-
-def transaction_row(
-    work: Work, role: str, transaction_uid: str, peer: str | None = None
-) -> sa.Row[Any] | None:
-    """Return a transaction's row, locked, or None."""
-    table = schema.commitment
-    query = sa.select(table).where(table.c.role == role, table.c.transaction_uid == transaction_uid)
-    if peer is not None:
-        query = query.where(table.c.peer == peer)
-    return work.execute(query.with_for_update()).first()
 
 
 def insert_transaction(

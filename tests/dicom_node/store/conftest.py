@@ -1,13 +1,22 @@
-"""A real SQLite file for every test, and the smallest things to put into it."""
+"""For every test a fresh database, SQLite and PostgreSQL, and the smallest things to put in."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 
-from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, Store, open_store
+from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, Store, open_store, schema
+from dicom_node.store.database import Database, alembic
+from dicom_node.store.moves import create_job, move
+from tests.postgres import Cluster
 
+SQLITE = pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+POSTGRESQL = pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 NOW = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
@@ -16,9 +25,37 @@ def now() -> datetime:
     return NOW
 
 
+class SqliteFiles:
+    """Databases in a folder; a new file has no table yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = (folder / f"state{number}" / "node.db" for number in count(1))
+
+    def database(self) -> AbstractContextManager[str]:
+        return nullcontext(f"sqlite:///{next(self._paths)}")
+
+    empty_database = database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteFiles | Cluster:
+    """Return what gives the URLs of new databases."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql")
+    return SqliteFiles(tmp_path)
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'state' / 'node.db'}"
+def url(databases: SqliteFiles | Cluster) -> Iterator[str]:
+    with databases.database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_url(databases: SqliteFiles | Cluster) -> Iterator[str]:
+    """Return the URL of a database without any table."""
+    with databases.empty_database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -26,6 +63,15 @@ def store(url: str) -> Iterator[Store]:
     opened = open_store(url)
     yield opened
     opened.close()
+
+
+def migrate_to(url: str, revision: str) -> Database:
+    """Return a database as an older version left it."""
+    database, config = Database(url), alembic()
+    with database.transaction() as work:
+        config.attributes["connection"] = work.connection
+        command.upgrade(config, revision)
+    return database
 
 
 @pytest.fixture
@@ -101,3 +147,31 @@ def published(
         return job_id
 
     return make
+
+
+def queue_many(store: Store, number: int) -> set[int]:
+    """Return the ids of many queued jobs, made in one transaction."""
+    rows = [
+        {
+            **{"series_uid": f"1.2.{i}", "study_uid": "1", "modality": "MR", "description": ""},
+            **{"acknowledged": 0, "created_at": NOW, "last_received_at": NOW},
+        }
+        for i in range(number)
+    ]
+    with store.database.transaction() as work:
+        series = work.connection.execute(
+            sa.insert(schema.series).returning(schema.series.c.id), rows
+        )
+        ids = series.scalars().all()
+        jobs = [create_job(work, series_id, "1.2", NOW, generation=1) for series_id in ids]
+        for job_id in jobs:
+            move(work, job_id, "enqueue", NOW, destinations=["pacs"])
+    return set(jobs)
+
+
+def claim_all(store: Store, worker: str) -> list[int]:
+    """Return what `worker` claims until nothing is left."""
+    mine = []
+    while (claimed := store.jobs.claim(worker, NOW, timedelta(seconds=60))) is not None:
+        mine.append(claimed.job_id)
+    return mine

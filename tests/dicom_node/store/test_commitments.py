@@ -1,16 +1,13 @@
 """Transactions of storage commitment: what a report changes, and what survives."""
 
-import sqlite3
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from dicom_node.states import JobState
 from dicom_node.store import Report, open_store, schema
-from dicom_node.store.database import MIGRATIONS, Database
+from tests.dicom_node.store.conftest import migrate_to
 
 MINUTE = timedelta(minutes=1)
 
@@ -220,22 +217,22 @@ def test_waived_commitment_delivers_with_what_was_sent(store, asked, now):
     assert figures(store) == ("SENT", 2, 0)
 
 
-def test_a_database_of_the_first_release_keeps_its_deliveries(url, now):
-    database = Database(url)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+def test_a_database_of_the_first_release_keeps_its_deliveries(empty_url, now):
+    database = migrate_to(empty_url, "0001")
     with database.transaction() as work:
-        config.attributes["connection"] = work.connection
-        command.upgrade(config, "0001")
+        for row in (
+            "series (id, series_uid, study_uid, modality, description, acknowledged, created_at, "
+            "last_received_at) VALUES (1, '1.2', '1.1', 'MR', '', 0, :now, :now)",
+            "job (id, series_id, generation, state, reason, priority, destinations, attempts, "
+            "created_at, updated_at, incomplete_release, figures) "
+            "VALUES (1, 1, 1, 'DERIVED', '', 'normal', '[]', 0, :now, :now, false, '{}')",
+            "delivery (id, job_id, destination, state, attempts, reason) "
+            "VALUES (7, 1, 'pacs', 'SENT', 2, 'stored')",
+        ):
+            moment = {"now": "2026-01-05 09:00:00.000000"} if ":now" in row else {}
+            work.connection.execute(sa.text(f"INSERT INTO {row}"), moment)
     database.close()
-    file = url.removeprefix("sqlite:///")
-    with sqlite3.connect(file) as old:
-        old.execute("PRAGMA foreign_keys=OFF")
-        old.execute(
-            "INSERT INTO delivery (id, job_id, destination, state, attempts, reason)"
-            " VALUES (7, 1, 'pacs', 'SENT', 2, 'stored')"
-        )
-    store = open_store(url)
+    store = open_store(empty_url)
 
     [row] = store.deliveries.of_job(1)
     assert (row["id"], row["attempts"], row["awaits_commitment"]) == (7, 2, False)

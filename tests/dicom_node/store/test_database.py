@@ -11,8 +11,10 @@ from alembic.migration import MigrationContext
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.store import open_store, schema
 from dicom_node.store.database import Database
+from tests.dicom_node.store.conftest import SQLITE
 
 
+@SQLITE
 def test_a_new_database_is_durable_and_lets_readers_through(store):
     with store.database.reading() as connection:
         pragmas = {
@@ -52,6 +54,8 @@ def test_a_database_of_a_newer_version_is_refused(store, url):
     [
         ("nonsense", "cannot be used"),
         ("oracle9://x/y", "cannot be used"),
+        ("mysql+pymysql://user@host/name", "neither sqlite nor postgresql"),
+        ("postgresql+asyncpg://user@host/name", "neither sqlite nor postgresql"),
         ("sqlite://", "memory"),
         ("sqlite:///:memory:", "memory"),
     ],
@@ -69,10 +73,11 @@ def test_a_file_that_is_no_database_is_unavailable_not_a_crash(tmp_path):
         open_store(f"sqlite:///{path}")
 
 
+@SQLITE
 def test_a_locked_database_answers_unavailable_and_keeps_nothing(
     url, new_instance, now, monkeypatch
 ):
-    monkeypatch.setattr("dicom_node.store.database.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("dicom_node.store.engines.BUSY_TIMEOUT_S", 0.05)
     store = open_store(url)
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -9,28 +9,38 @@ import pytest
 from dicom_node.errors import IllegalTransition, LeaseLost, UnknownJob
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import open_store
+from dicom_node.store.moves import locked_job
+from tests.dicom_node.store.conftest import POSTGRESQL, claim_all, queue_many
 
 LEASE = timedelta(seconds=60)
 LATER = timedelta(seconds=61)
 
 
-def test_four_workers_claim_two_hundred_jobs_once_each(store, url, queued, now):
-    jobs = {queued(f"1.2.{i}") for i in range(200)}
-    start = threading.Barrier(4)
+def test_eight_workers_claim_two_hundred_jobs_once_each(store, url, now):
+    jobs = queue_many(store, 200)
+    start = threading.Barrier(8)
 
     def work(name: str) -> list[int]:
-        mine, own = [], open_store(url)
+        own = open_store(url)
         start.wait()
-        while (claimed := own.jobs.claim(name, now, LEASE)) is not None:
-            mine.append(claimed.job_id)
+        mine = claim_all(own, name)
         own.close()
         return mine
 
-    with ThreadPoolExecutor(4) as pool:
-        claimed = [job for mine in pool.map(work, "abcd") for job in mine]
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [job for mine in pool.map(work, "abcdefgh") for job in mine]
 
     assert len(claimed) == 200
     assert set(claimed) == jobs
+
+
+@POSTGRESQL
+def test_a_claim_does_not_wait_for_another_ones_commit(store, now):
+    first, second = sorted(queue_many(store, 2))
+    with store.database.transaction() as work:
+        locked_job(work, first)  # as a claim does until it has committed
+
+        assert store.jobs.claim("w", now, LEASE).job_id == second
 
 
 def test_urgent_jobs_come_first_and_old_ones_before_new_ones(store, queued, now):

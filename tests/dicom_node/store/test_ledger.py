@@ -1,12 +1,18 @@
 """Promise 2: every acknowledged instance is accounted for, at every moment."""
 
-import tempfile
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from dicom_node.errors import IllegalTransition, LeaseLost
 from dicom_node.states import HeldBy
@@ -20,17 +26,17 @@ WORKERS = st.sampled_from(["a", "b"])
 class Life(RuleBasedStateMachine):
     """Scanners, workers, destinations and people act in any order; no instance gets lost."""
 
-    def __init__(self):
+    def __init__(self, databases):
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = open_store(f"sqlite:///{Path(self.folder.name) / 'node.db'}")
+        self.parts = ExitStack()
+        self.store = open_store(self.parts.enter_context(databases.database()))
+        self.parts.callback(self.store.close)
         self.now = datetime(2026, 1, 5, tzinfo=UTC)
         self.received: dict[str, int] = {}
         self.claims: list = []
 
     def teardown(self):
-        self.store.close()
-        self.folder.cleanup()
+        self.parts.close()
 
     def newest(self, series_uid):
         jobs = self.store.jobs.of_series(series_uid)
@@ -160,10 +166,16 @@ def derived(job):
     )
 
 
-Life.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
+@pytest.mark.parametrize(
+    ("databases", "examples"), [("sqlite", 25), ("postgresql", 4)], indirect=["databases"]
 )
-TestLedger = Life.TestCase
+def test_whatever_happens_no_instance_gets_lost(databases, examples):
+    run_state_machine_as_test(
+        lambda: Life(databases),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
