@@ -57,6 +57,7 @@ ENHANCED_NAMES = {
     "InversionTimes": "InversionTime",
     "TemporalPositionIndex": "TemporalPositionIdentifier",
 }
+MOST_DECODED_BYTES = 1 << 28  # a small file may promise any number of pixels
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -270,6 +271,31 @@ def same_pixels(one: bytes, other: bytes) -> bool:
         return np.array_equal(pixel_array(first), pixel_array(second))
     except DECODE_ERRORS:  # what nobody can decode is not known to be the same
         return False
+
+
+def pixels_digest(file: bytes) -> str | None:
+    """Return the SHA-256 of a DICOM file's decoded pixels, equal for every lossless encoding.
+
+    None where there are none, nobody can decode them, or they would take too much memory.
+    """
+    digest = hashlib.sha256()
+    try:
+        dataset = parse(file)
+        if "PixelData" not in dataset or _decoded_bytes(dataset) > MOST_DECODED_BYTES:
+            return None
+        pixels = np.atleast_2d(pixel_array(dataset))
+        for part in pixels:  # by parts: as 64 bits the whole would take four times its size
+            digest.update(part.astype("<i8").tobytes())
+    except (*DECODE_ERRORS, InstanceRejected):
+        return None
+    digest.update(str(pixels.shape).encode())
+    return digest.hexdigest()
+
+
+def _decoded_bytes(dataset: Dataset) -> int:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * frames
+    return int(samples * dataset.BitsAllocated // 8)
 
 
 def header_of(dataset: Dataset) -> dict[str, Any]:

@@ -8,6 +8,7 @@ NodeError
 │   ├── NotAnInstance         A900  no usable SOP class or instance UID, or not the announced one
 │   └── ConflictingInstance   0111  the SOP instance is known with other content
 ├── IllegalTransition         a state change that states.TRANSITIONS does not know
+│   └── FilesGone             the files that it needs were deleted by retention
 ├── LeaseLost                 the job belongs to somebody else by now
 ├── UnknownJob                no job or series of that number
 ├── UnknownPeer               no peer of that name in the configuration
@@ -61,6 +62,10 @@ class ConflictingInstance(InstanceRejected):
 
 class IllegalTransition(NodeError):
     """A state change that `states.TRANSITIONS` does not know."""
+
+
+class FilesGone(IllegalTransition):
+    """The job's files were deleted by retention; nothing can be computed or sent from them."""
 
 
 class LeaseLost(NodeError):

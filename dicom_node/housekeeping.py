@@ -9,11 +9,12 @@ from threading import Lock
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import assembly, telemetry
+from dicom_node import assembly, pixel_files, retention, telemetry
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.store import Store
-from dicom_node.store.overview import derived_files
+from dicom_node.store.lots import DERIVED
+from dicom_node.store.overview import GONE, stored_files
 from dicom_node.worker import attempts_dir
 from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
@@ -76,11 +77,22 @@ def export_audit(store: Store, settings: Settings, now: datetime) -> None:
 
 
 def check_disk(store: Store, settings: Settings, now: datetime) -> None:
-    """Export the free space; below the least that receiving needs it is an error."""
-    free = shutil.disk_usage(settings.node.state_dir).free
-    telemetry.free_bytes.set(free)
-    if free < settings.files.min_free_bytes:
-        log.error("disk.low", free_bytes=free, needed_bytes=settings.files.min_free_bytes)
+    """Export the free space; when images are refused for want of it, what may go goes at once."""
+    room = pixel_files.room(settings)
+    telemetry.set_room(room.free_bytes, room.incoming_bytes, room.results_bytes)
+    if room.incoming_bytes < 0:
+        needed = settings.files.min_free_bytes
+        log.error("disk.low", free_bytes=room.free_bytes, needed_bytes=needed)
+        retain(store, settings, now)
+
+
+def retain(store: Store, settings: Settings, now: datetime) -> None:
+    """Delete the files whose time has come, a part of them at a time."""
+    gone = list(retention.purge(store, settings, now, most=retention.MOST_LOTS))
+    telemetry.retention_unfinished.set(len(store.removals.unfinished()))
+    if gone:
+        files, size = (sum(getattr(one.lot, name) for one in gone) for name in ("files", "bytes"))
+        log.info("retention.run", count=files, bytes=size, jobs=[one.lot.job_id for one in gone])
 
 
 def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
@@ -88,7 +100,8 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
 
     A folder younger than a lease may belong to an attempt that is alive or about to be published.
     """
-    kept = {path.parent for path, _ in derived_files(store.database)}
+    files = stored_files(store.database)
+    kept = {one.path.parent for one in files if one.kind == DERIVED and one.fate != GONE}
     oldest = now.timestamp() - 2 * settings.engine.lease_s
     for folder in attempts_dir(settings).glob("*/*"):
         if folder not in kept and newest_change(folder) < oldest:
@@ -109,6 +122,7 @@ PERIODIC = (
     Task(name="disk", every_s=30, run=check_disk),
     Task(name="ledger", every_s=60, run=check_ledger),
     Task(name="attempts", every_s=300, run=sweep_attempts),
+    Task(name="retention", every_s=300, run=retain),
 )
 
 

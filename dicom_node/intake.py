@@ -1,7 +1,7 @@
 """One received instance: new, a duplicate or a conflict; durable before anybody hears "success"."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dicom_node.content import (
     attributes_digest,
     header_of,
     parse,
+    pixels_digest,
     refuse_short_pixels,
     same_pixels,
     split_file,
@@ -45,7 +46,7 @@ class Taken:
 
     sop_uid: str
     series_uid: str
-    outcome: str  # "new" or "duplicate"
+    outcome: str  # "new", "duplicate" or "restored": known, but retention had deleted its file
     status: int = SUCCESS
 
 
@@ -98,17 +99,22 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     """Return what this removed: traces of instances that were never acknowledged.
 
     Call it at start: a crash leaves unfinished files, and finished ones whose row was not
-    committed. A database that knows none of the files is the wrong one: then they are left alone.
+    committed, or says that retention has deleted them. A database that knows none of the files is
+    the wrong one: then they are left alone.
     """
     removed = files.recover()
-    known = {row.sop_uid for row in store.series.all_instances()}
-    orphans = [path for path in files.paths() if path.stem not in known]
-    if orphans and len(orphans) == len(files.paths()):
-        log.warning("files.unknown", folder=str(files.root), count=len(orphans))
+    going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
+    rows = {row.sop_uid: row for row in store.series.all_instances()}
+    paths = files.paths()
+    if paths and not any(path.stem in rows for path in paths):
+        log.warning("files.unknown", folder=str(files.root), count=len(paths))
         return removed
-    for path in orphans:
+    for path in paths:
+        if path.stem in rows and rows[path.stem].removal_id in (None, *going):
+            continue
         with files.exclusive(path.stem):
-            if store.series.find_instance(path.stem) is None:  # nobody took it in meanwhile
+            row = store.series.find_instance(path.stem)
+            if row is None or row.removal_id not in (None, *going):  # not taken in meanwhile
                 files.discard(path)
                 removed.append(path)
     return removed
@@ -156,12 +162,15 @@ def _keep(
         known = store.series.find_instance(examined.sop_uid)
         if known is not None:
             _refuse_other_content(known, examined)
+        if known is not None and known.removal_id is None:
             outcome = "duplicate"
         else:
             path = files.write(examined.series_uid, examined.sop_uid, [examined.file])
             # When the database does not answer, the row may or may not be there: the file stays,
             # the sender tries again, and `recover` removes what nobody claims.
             new = _row(examined, incoming, path)
+            if known is not None:  # the same image, perhaps in another encoding
+                new = replace(new, pixels_sha256=known.pixels_sha256)
             outcome = store.series.record_instance(new, now).outcome
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
 
@@ -173,6 +182,10 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
     what = f"SOP instance {examined.sop_uid} is known with other"
     if known.attributes_sha256 != examined.attributes_sha256:
         raise ConflictingInstance(f"{what} attributes")
+    if known.pixels_sha256 is not None:  # retention keeps it for files that go
+        if known.pixels_sha256 != pixels_digest(examined.file):
+            raise ConflictingInstance(f"{what} pixels")
+        return
     try:
         kept = known.path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Instance files that survive a power cut: checked names, write-fsync-rename, free-space guard."""
+"""Instance files that survive a power cut: checked names, write-fsync-rename, free-space guards."""
 
 import fcntl
 import hashlib
@@ -8,10 +8,12 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from dicom_node.errors import NotAnInstance, OutOfSpace
+from dicom_node.settings import Settings
 
 UID = re.compile(r"[0-9.]{1,64}")
 LOCK_STRIPES = 256
@@ -24,6 +26,37 @@ def sha256_of(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Free space of the state folder, and how much of it each may use; below 0 there is none."""
+
+    free_bytes: int
+    incoming_bytes: int
+    results_bytes: int
+
+
+def room(settings: Settings) -> Room:
+    """Return how much may still be received, and written as results.
+
+    Receiving stops first: what senders fill must not stop the work that was accepted from them.
+    """
+    files = settings.files
+    free = shutil.disk_usage(settings.node.state_dir).free
+    return Room(
+        free_bytes=free,
+        incoming_bytes=free - files.min_free_bytes,
+        results_bytes=free - files.min_free_for_results_bytes,
+    )
+
+
+def clear_folder(folder: Path) -> None:
+    """Make the removal of files from `folder` durable, and remove it if nothing is left in it."""
+    with suppress(FileNotFoundError):
+        _fsync_folder(folder)
+        with suppress(OSError):  # not empty: somebody else's files
+            folder.rmdir()
 
 
 class PixelFiles:
@@ -57,14 +90,18 @@ class PixelFiles:
         NotAnInstance
             If a UID is no UID.
         OutOfSpace
-            If less than `min_free_bytes` would be left, or the file system refuses.
+            If less than `min_free_bytes` are left, or the file system refuses.
         """
         path = self.path_of(series_uid, sop_uid)
         part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}.part")
         try:
             self._check_space()
             self._make_folder(path.parent)
-            _write_durably(part, chunks)
+            try:
+                _write_durably(part, chunks)
+            except FileNotFoundError:  # retention has just removed the empty folder
+                self._make_folder(path.parent)
+                _write_durably(part, chunks)
             os.rename(part, path)
             _fsync_folder(path.parent)
         except OSError as error:

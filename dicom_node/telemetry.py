@@ -91,6 +91,21 @@ audit_backlog = Gauge(
     "dicom_node_audit_backlog", "Audit rows that the collector does not have yet", registry=registry
 )
 free_bytes = Gauge("dicom_node_free_bytes", "Free space of the state folder", registry=registry)
+disk_room = Gauge(
+    "dicom_node_disk_room_bytes",
+    'Free space above the limit, for "incoming" images and for "results"; below 0: refused',
+    ["use"],
+    registry=registry,
+)
+retention_files = Counter(
+    "dicom_node_retention_files", "Files that retention has deleted", ["kind"], registry=registry
+)
+retention_bytes = Counter("dicom_node_retention_bytes", "Their size", ["kind"], registry=registry)
+retention_unfinished = Gauge(
+    "dicom_node_retention_unfinished",
+    "Decisions of retention whose files may still be there",
+    registry=registry,
+)
 
 
 def set_ledger(counts: Mapping[str, int], *, balanced: bool) -> None:
@@ -99,6 +114,13 @@ def set_ledger(counts: Mapping[str, int], *, balanced: bool) -> None:
         ledger_instances.labels(part=part).set(count)
     ledger_balanced.set(1 if balanced else 0)
     ledger_checked.set_to_current_time()
+
+
+def set_room(free: int, incoming: int, results: int) -> None:
+    """Export the free space, and how much of it each use may take."""
+    free_bytes.set(free)
+    disk_room.labels(use="incoming").set(incoming)
+    disk_room.labels(use="results").set(results)
 
 
 def set_jobs(counts: Mapping[str, int]) -> None:

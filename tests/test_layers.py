@@ -20,7 +20,7 @@ LEVELS = {
         ("service",),
         ("web", "housekeeping"),
         ("worker", "sender"),
-        ("release_gate",),
+        ("release_gate", "retention"),
         ("gate_rules",),
         ("gate_geometry",),
         ("assembly", "network"),

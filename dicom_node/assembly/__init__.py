@@ -1,7 +1,7 @@
 """Assembly: when is a series complete, what is missing, and what becomes of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -77,9 +77,27 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
     for job_id, series_id in store.series.receiving(silent_since):
         rows = store.series.instances(series_id)
         headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
-        verdict = judge(headers, settings)
+        gone = sum(row.removal_id is not None for row in rows)
+        verdict = with_what_is_here(judge(headers, settings), gone, len(rows))
+        reason, columns = verdict.reason, verdict.columns
         if store.jobs.decide(
-            job_id, verdict.event, now, len(rows), reason=verdict.reason, **verdict.columns
+            job_id, verdict.event, now, len(rows), gone=gone, reason=reason, **columns
         ):
             decided.append(job_id)
     return decided
+
+
+def with_what_is_here(verdict: Verdict, gone: int, received: int) -> Verdict:
+    """Return the verdict on a series of which retention has deleted `gone` images.
+
+    A late slice of an old series can be forwarded by itself, but nothing is computed from it.
+    """
+    deleted = f"{gone} of its {received} images were deleted by retention"
+    if gone and verdict.event == "enqueue":
+        reason = f"Held: {deleted}; send the whole series to this node again, or cancel."
+        return replace(verdict, event="hold", held_by=HeldBy.COMPLETENESS, reason=reason)
+    if gone and verdict.event == "hold":
+        return replace(verdict, reason=f"{verdict.reason} {deleted}.")
+    if gone and verdict.event == "forward":
+        return replace(verdict, reason=f"{verdict.reason} {deleted} and are not sent again.")
+    return verdict

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dicom_node import telemetry
-from dicom_node.cli import access, dry_run, operations, processes
+from dicom_node.cli import access, dry_run, operations, processes, purge
 from dicom_node.cli.output import one_line, print_json
 from dicom_node.errors import NodeError
 from dicom_node.settings import load_settings
@@ -163,6 +163,9 @@ def add_deciding(add: Callable[..., Parser]) -> None:
         command.set_defaults(decision=name)
     submit = add("submit", operations.submit, "import files as if they had been received")
     submit.add_argument("path", type=Path, nargs="+", metavar="PATH")
+    clear = add("purge", purge.purge, "delete the files whose time has come, and say why")
+    clear.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
+    clear.add_argument("--json", action="store_true", help="print one JSON document")
     send = add("send", operations.send, "switch all sending on or off, or say how it stands")
     send.add_argument("value", nargs="?", choices=("on", "off"))
 

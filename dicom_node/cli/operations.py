@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import Settings, is_loopback
 from dicom_node.store import Store, open_store
-from dicom_node.store.overview import derived_files, series_lines
+from dicom_node.store.overview import GOING, GONE, KEPT, StoredFile, series_lines, stored_files
 from dicom_node.worker import file_sha256
 from dicom_node.worker.decisions import DECISIONS
 
@@ -94,7 +95,7 @@ def submit(arguments: Arguments) -> int:
     """Import files as if they had been received."""
     settings = settings_of(arguments)
     paths = [file for path in arguments.path for file in files_below(path)]
-    outcomes: dict[str, int] = {"new": 0, "duplicate": 0}
+    outcomes: dict[str, int] = {"new": 0, "duplicate": 0, "restored": 0}
     refused: list[str] = []
     files = PixelFiles(settings.node.state_dir.resolve() / "in", settings.files.min_free_bytes)
     with opened(settings) as store:
@@ -105,7 +106,9 @@ def submit(arguments: Arguments) -> int:
                 refused.append(f"{path}: {one_line(error)}")
             else:
                 outcomes[taken.outcome] += 1
-    print(f"{outcomes['new']} new, {outcomes['duplicate']} known already, {len(refused)} refused")
+    back = f", {outcomes['restored']} kept again" if outcomes["restored"] else ""
+    known = f"{outcomes['new']} new, {outcomes['duplicate']} known already{back}"
+    print(f"{known}, {len(refused)} refused")
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         print(f"dicom-node submit: refused {refused[0]}{more}", file=sys.stderr)
@@ -182,29 +185,40 @@ def verify(arguments: Arguments) -> int:
     """Check the ledger, the audit trail and every stored hash."""
     with opened(settings_of(arguments)) as store:
         ledger, trail = store.ledger(), store.audit.prove()
-        stored = [(one.path, one.sha256) for one in store.series.all_instances()]
-        stored += derived_files(store.database)
-    problems = [problem for path, sha256 in stored if (problem := wrong(path, sha256))]
+        stored = stored_files(store.database)
+        suspects = {one.path for one in stored if wrong(one)}
+        # Retention may have been at work while we read, or an image may have arrived again.
+        again = stored_files(store.database) if suspects else []
+    problems = [why for one in again if one.path in suspects and (why := wrong(one))]
+    counts = Counter(one.fate for one in stored)
     if trail.broken:
         problems.insert(0, trail.broken)
     if not ledger.balanced:
         problems.insert(0, f"the ledger does not add up: {ledger.counts}")
     if arguments.json:
-        document = {"ledger": ledger.counts, "balanced": ledger.balanced, "files": len(stored)}
+        document = {"ledger": ledger.counts, "balanced": ledger.balanced, "files": counts[KEPT]}
+        document |= {"deleted_by_retention": counts[GONE], "to_be_deleted": counts[GOING]}
         audit = {"rows": trail.rows, "head": trail.head}
         print_json(document | {"audit": audit, "problems": problems})
     elif problems:
         print("\n".join(problems))
     else:
-        print(f"{len(stored)} files as recorded; {ledger.acknowledged} instances accounted for")
+        print(f"{counts[KEPT]} files as recorded; {ledger.acknowledged} instances accounted for")
+        print(f"{counts[GONE] + counts[GOING]} files are not to be here: deleted by retention")
         print(f"{trail.rows} rows of the audit trail in order; its head is {trail.head}")
     if problems:
         print(f"dicom-node verify: {len(problems)} problems, first: {problems[0]}", file=sys.stderr)
     return REFUSED if problems else 0
 
 
-def wrong(path: Path, sha256: str) -> str:
+def wrong(one: StoredFile) -> str:
     """Return what is wrong with a stored file, or nothing."""
-    if not path.is_file():
-        return f"{path}: missing"
-    return "" if file_sha256(path) == sha256 else f"{path}: was changed since it was recorded"
+    there = one.path.is_file()
+    if one.fate == GONE:
+        return f"{one.path}: deleted by retention, but it is there" if there else ""
+    if one.fate == GOING:  # in the middle of it, or before the next run
+        return ""
+    if not there:
+        return f"{one.path}: missing"
+    changed = file_sha256(one.path) != one.sha256
+    return f"{one.path}: was changed since it was recorded" if changed else ""

@@ -145,6 +145,8 @@ class CommitmentScp:
         if self._may_improve(debt, statuses):
             self._store.debts.wait(debt, self._clock() + timedelta(seconds=FORWARD_LOOK_S))
             return
+        if self._settings.files.custody:  # the peer may delete its images, even if we never hear
+            self._store.debts.promise(debt, statuses)
         report = event_information(debt, statuses)
         event_type = SOME_FAILED if any(statuses.values()) else ALL_COMMITTED
         association = self._open.pop(debt.commitment_id, None)

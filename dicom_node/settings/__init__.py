@@ -26,6 +26,7 @@ from dicom_node.settings.sections import (
     LimitSettings,
     NodeSettings,
     PeerSettings,
+    RetentionSettings,
     RuleSettings,
     Section,
     SendingSettings,
@@ -44,6 +45,7 @@ __all__ = [
     "LimitSettings",
     "NodeSettings",
     "PeerSettings",
+    "RetentionSettings",
     "RuleSettings",
     "Section",
     "SendingSettings",
@@ -69,6 +71,7 @@ class Settings(Section):
     assembly: AssemblySettings = AssemblySettings()
     engine: EngineSettings = EngineSettings()
     files: FilesSettings = FilesSettings()
+    retention: RetentionSettings = RetentionSettings()
     sending: SendingSettings = SendingSettings()
     commitment: CommitmentSettings = CommitmentSettings()
     audit: AuditSettings = AuditSettings()

@@ -16,6 +16,7 @@ from sr_engine.recipe import Recipe
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Days = Annotated[float, Field(gt=0, le=36500)]
 Role = Literal["source", "destination"]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
 
@@ -184,7 +185,24 @@ class FilesSettings(Section):
     """Room for pixel files."""
 
     min_free_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
+    results_reserve_bytes: Annotated[int, Field(ge=0)] = 1_500_000_000
     custody: bool = False
+
+    @property
+    def min_free_for_results_bytes(self) -> int:
+        """Return the free space below which no result is written either."""
+        return max(0, self.min_free_bytes - self.results_reserve_bytes)
+
+
+class RetentionSettings(Section):
+    """How many days files are kept after the end of their job, by the state it ended in."""
+
+    enabled: bool = True
+    delivered_days: Days = 14.0
+    superseded_days: Days = 30.0
+    skipped_days: Days = 30.0
+    cancelled_days: Days = 60.0
+    dead_days: Days = 90.0
 
 
 class SendingSettings(Section):

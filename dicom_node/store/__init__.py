@@ -16,6 +16,8 @@ from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
 from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
+from dicom_node.store.lots import Limits, Lot
+from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
 from dicom_node.store.transactions import Reference
@@ -28,14 +30,18 @@ __all__ = [
     "DeliveryTask",
     "DerivedInstance",
     "DerivedSeries",
+    "Gone",
     "InstanceRow",
     "JobRow",
     "Ledger",
+    "Limits",
+    "Lot",
     "NewInstance",
     "Outstanding",
     "Proof",
     "Recorded",
     "Reference",
+    "Removal",
     "Report",
     "Reported",
     "Store",
@@ -79,6 +85,7 @@ class Store:
         self.deliveries = DeliveryStore(database)
         self.commitments = CommitmentStore(database)
         self.debts = DebtStore(database)
+        self.removals = RemovalStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
 

@@ -84,6 +84,11 @@ class DebtStore:
                 for row in connection.execute(query).all()
             ]
 
+    def promise(self, debt: Debt, statuses: Mapping[str, int]) -> None:
+        """Put on record what a report will say, before it leaves: retention goes by it."""
+        with self._database.transaction() as work:
+            note_statuses(work, debt.commitment_id, statuses)
+
     def paid(self, debt: Debt, statuses: Mapping[str, int], now: datetime) -> None:
         """Record that the peer has our report, and what it said."""
         with self._database.transaction() as work:

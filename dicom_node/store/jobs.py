@@ -12,6 +12,7 @@ from dicom_node.errors import IllegalTransition, UnknownJob
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database
+from dicom_node.store.gone import gone_originals, gone_results, refuse_gone_originals
 from dicom_node.store.moves import REASONS, locked_job, move, new_generation, refuse_stranger
 from dicom_node.store.results import (
     DerivedInstance,
@@ -122,12 +123,21 @@ class JobStore:
             return move(work, job_id, event, now, reason=reason, **columns)
 
     def decide(
-        self, job_id: int, event: str, now: datetime, received: int, *, reason: str, **columns: Any
+        self,
+        job_id: int,
+        event: str,
+        now: datetime,
+        received: int,
+        *,
+        gone: int = 0,
+        reason: str,
+        **columns: Any,
     ) -> bool:
         """Return False, changing nothing, unless the job still waits with `received` instances.
 
-        A slice that arrives while the series is being examined makes the decision void. What is
-        to be forwarded is queued for its destinations in the same transaction.
+        A slice that arrives while the series is being examined makes the decision void, and so
+        does one of the `gone` that retention had deleted. What is to be forwarded is queued for
+        its destinations in the same transaction.
         """
         series, job = schema.series, schema.job
         count = sa.select(series.c.acknowledged).join(job, job.c.series_id == series.c.id)
@@ -135,7 +145,10 @@ class JobStore:
             # As an update locks it: a row that points at the series can be made all the while.
             locked = count.where(job.c.id == job_id).with_for_update(of=series, key_share=True)
             arrived = work.execute(locked).scalar_one_or_none()
-            if arrived != received or locked_job(work, job_id).state != JobState.RECEIVING:
+            row = locked_job(work, job_id)
+            if arrived != received or row.state != JobState.RECEIVING:
+                return False
+            if gone_originals(work.connection, row.series_id) != gone:
                 return False
             if event == "forward":
                 columns |= {"published_at": now}
@@ -288,6 +301,8 @@ class JobStore:
         ------
         IllegalTransition
             If a result is held: `publish_held` sends what quality held, nothing what the gate held.
+        FilesGone
+            If images of it were deleted.
         """
         with self._database.transaction() as work:
             row = locked_job(work, job_id)
@@ -295,23 +310,30 @@ class JobStore:
                 raise IllegalTransition(
                     f"job {job_id} is held by {row.held_by}: its result cannot be queued again"
                 )
+            refuse_gone_originals(work, row)
             incomplete = row.held_by == HeldBy.COMPLETENESS
             return move(work, job_id, "release", now, incomplete_release=incomplete)
 
     def requeue(self, job_id: int, now: datetime, destinations: Sequence[str] = ()) -> int:
         """Return the job that is tried again: a new generation once a result was published.
 
-        A published result whose delivery failed is only sent again.
+        A published result whose delivery failed is only sent again, as long as it is here.
+
+        Raises
+        ------
+        FilesGone
+            If what would be processed was deleted by retention.
         """
         with self._database.transaction() as work:
             row = locked_job(work, job_id)
             columns: dict[str, Any] = {"attempts": 0, "not_before": None}
             columns |= {"destinations": row.destinations or list(destinations)}
+            if row.state == JobState.DEAD and row.published_at and not gone_results(work, job_id):
+                resend(work, job_id, now)
+                return job_id
+            refuse_gone_originals(work, row)
             if row.published_at is None:
                 move(work, job_id, "requeue", now, **columns)
-                return job_id
-            if row.state == JobState.DEAD:
-                resend(work, job_id, now)
                 return job_id
             reason = "Superseded: a person asked for the series to be processed again."
             again = new_generation(work, row, now, reason=reason)

@@ -150,8 +150,8 @@ def stop_deliveries(work: Work, job_id: int) -> None:
 def create_deliveries(work: Work, job_id: int, destinations: Sequence[str]) -> None:
     """Make one PENDING delivery of every derived instance for each destination."""
     derived = schema.derived_instance
-    of_job = sa.select(derived.c.id).where(derived.c.job_id == job_id)
-    instance_ids = work.execute(of_job).scalars().all()
+    here = (derived.c.job_id == job_id) & derived.c.removal_id.is_(None)
+    instance_ids = work.execute(sa.select(derived.c.id).where(here)).scalars().all()
     for destination in dict.fromkeys(destinations):
         row = {"job_id": job_id, "destination": destination, "state": "PENDING", "attempts": 0}
         query = sa.insert(schema.delivery).values(**row, reason="Waiting to be sent.")

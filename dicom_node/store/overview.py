@@ -10,7 +10,21 @@ import sqlalchemy as sa
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database
+from dicom_node.store.removals import FILES
 from dicom_node.store.series import delivery_figures, newest_jobs
+
+KEPT, GOING, GONE = "kept", "going", "gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file on record, and whether it should be there."""
+
+    kind: str  # as in `store.lots`
+    sop_uid: str
+    path: Path
+    sha256: str
+    fate: str  # KEPT; GOING: retention has decided that it goes; GONE: it has gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +86,17 @@ def oldest_queued(database: Database) -> datetime | None:
         return connection.scalar(query)
 
 
-def derived_files(database: Database) -> list[tuple[Path, str]]:
-    """Return path and SHA-256 of every derived instance, published or held."""
-    derived = schema.derived_instance
-    query = sa.select(derived.c.path, derived.c.sha256).order_by(derived.c.id)
+def stored_files(database: Database) -> list[StoredFile]:
+    """Return every file on record: received ones, then derived ones, published or held."""
+    removal = schema.removal
+    found = []
     with database.reading() as connection:
-        return [(Path(row.path), row.sha256) for row in connection.execute(query)]
+        for kind, table in FILES.items():
+            names = ("sop_uid", "path", "sha256", "removal_id")
+            query = sa.select(*(table.c[name] for name in names), removal.c.ended_at)
+            query = query.outerjoin(removal, removal.c.id == table.c.removal_id)
+            for row in connection.execute(query.order_by(table.c.id)):
+                fate = KEPT if row.removal_id is None else GOING if row.ended_at is None else GONE
+                one = {"kind": kind, "sop_uid": row.sop_uid, "sha256": row.sha256, "fate": fate}
+                found.append(StoredFile(**one, path=Path(row.path)))
+    return found

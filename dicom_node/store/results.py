@@ -92,7 +92,8 @@ def announce(
 def forward(work: Work, job_id: int, destinations: Sequence[str]) -> None:
     """Queue the originals of the job's series for each destination.
 
-    A late slice makes a new generation, which takes over what the older one was to send.
+    A late slice makes a new generation, which takes over what the older one was to send. What
+    retention has deleted since then is not sent again.
     """
     job, table, instance = schema.job, schema.derived_instance, schema.instance
     series_id = sa.select(job.c.series_id).where(job.c.id == job_id).scalar_subquery()
@@ -102,7 +103,7 @@ def forward(work: Work, job_id: int, destinations: Sequence[str]) -> None:
     work.execute(sa.update(table).where(table.c.sop_uid.in_(uids)).values(job_id=job_id))
     mine = sa.select(table.c.sop_uid).where(table.c.job_id == job_id)
     there = set(work.execute(mine).scalars())
-    names = ("sop_uid", "sop_class", "path", "sha256", "bytes")
+    names = ("sop_uid", "sop_class", "path", "sha256", "bytes", "removal_id")
     news = [
         {name: row._mapping[name] for name in names} | {"job_id": job_id}
         for row in rows

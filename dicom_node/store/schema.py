@@ -87,6 +87,18 @@ series = sa.Table(
     sa.Column("last_received_at", UtcDateTime, nullable=False),
 )
 
+removal = sa.Table(  # one decision of retention: these files are to go, and why
+    "removal",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    foreign("series_id", "series.id", index=True),
+    foreign("job_id", "job.id"),  # whose result, or the newest job of the originals
+    sa.Column("kind", sa.String(16), nullable=False),  # "originals" or "derived"
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("decided_at", UtcDateTime, nullable=False),
+    sa.Column("ended_at", UtcDateTime, index=True),  # NULL: its files may still be there
+)
+
 instance = sa.Table(
     "instance",
     metadata,
@@ -103,6 +115,8 @@ instance = sa.Table(
     sa.Column("calling_ae", sa.String(16), nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),
     sa.Column("header", sa.JSON, nullable=False),  # rules.HEADER_KEYS, no patient attribute
+    # NULL: the file is there; else the decision by which it goes, or is gone.
+    sa.Column("removal_id", sa.Integer, sa.ForeignKey("removal.id"), index=True),
 )
 
 job = sa.Table(
@@ -145,6 +159,7 @@ derived_instance = sa.Table(  # what a job has to send: its result, or forwarded
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("sha256", SHA256, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("removal_id", sa.Integer, sa.ForeignKey("removal.id"), index=True),
 )
 
 delivery = sa.Table(

@@ -53,7 +53,7 @@ class NewInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What `record_instance` did: "new" or "duplicate", and the job it belongs to."""
+    """What became of an instance: "new", "duplicate" or "restored", and the job it belongs to."""
 
     outcome: str
     job_id: int
@@ -76,6 +76,7 @@ class InstanceRow:
     calling_ae: str
     received_at: datetime
     header: dict[str, Any]
+    removal_id: int | None  # the decision of retention by which the file goes, or is gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ class SeriesStore:
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
         """Return what became of `new`, in one transaction: when this returns, it is durable.
 
-        A late slice reopens its series, or makes a new generation once work has begun.
+        A late slice reopens its series, or makes a new generation once work has begun. An instance
+        whose file retention had deleted has it again; it is not counted twice.
 
         Raises
         ------
@@ -133,6 +135,8 @@ class SeriesStore:
             known = find(work.connection, new.sop_uid)
             if known is not None:
                 refuse_other_content(known, new)
+                if known.removal_id is not None:
+                    return restore(work, known, new, now)
                 return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
             series_id = upsert_series(work, new, now)
             job_id = receiving_job(work, series_id, new.series_uid, now)
@@ -235,6 +239,34 @@ def upsert_series(work: Work, new: NewInstance, now: datetime) -> int:
         last_received_at=now,
     )
     return int(work.execute(first.returning(series.c.id)).scalar_one())
+
+
+def restore(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> Recorded:
+    """Return what became of an instance that had lost its file to retention, and has it again.
+
+    A series that is held for want of its images is received again; any other job stays as it is,
+    and a person can requeue it once the last image is back.
+    """
+    put_back(work, known, new, now)
+    newest = newest_job(work, known.series_id)
+    if newest.state == JobState.HELD and can_reopen(newest):
+        reason = "Images that retention had deleted arrived again."
+        move(work, newest.id, "receive", now, reason=reason)
+    return Recorded(outcome="restored", job_id=int(newest.id))
+
+
+def put_back(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> None:
+    """Let the rows of an instance, and of its forwarding, speak of the new file."""
+    series, sent = schema.series, schema.derived_instance
+    work.execute(
+        sa.update(series).where(series.c.id == known.series_id).values(last_received_at=now)
+    )
+    file = {"path": str(new.path), "sha256": new.sha256, "bytes": new.bytes, "removal_id": None}
+    work.execute(sa.update(sent).where(sent.c.sop_uid == new.sop_uid).values(**file))
+    file |= {"transfer_syntax": new.transfer_syntax}
+    this = schema.instance.c.id == known.id
+    work.execute(sa.update(schema.instance).where(this).values(**file))
+    work.record("instance.restored", now, sop=new.sop_uid, series=new.series_uid)
 
 
 def receiving_job(work: Work, series_id: int, series_uid: str, now: datetime) -> int:

@@ -1,6 +1,5 @@
 """The pages, REST, /healthz and /metrics: without script, without patient data."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dicom_node import telemetry
+from dicom_node import pixel_files, telemetry
 from dicom_node.errors import NodeError, StoreUnavailable, UnknownJob
 from dicom_node.settings import Settings
 from dicom_node.store import JobRow, Store
@@ -156,7 +155,8 @@ class Pages:
         telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
         telemetry.set_jobs(self.store.series.states())
         telemetry.set_commitments(self.store.commitments.open_transactions())
-        telemetry.free_bytes.set(self._free_bytes())
+        room = pixel_files.room(self.settings)
+        telemetry.set_room(room.free_bytes, room.incoming_bytes, room.results_bytes)
         return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
     def health(self, now: datetime) -> dict[str, Any]:
@@ -166,23 +166,21 @@ class Pages:
             database = "ok"
         except StoreUnavailable as error:
             queued_at, database = None, str(error)
-        free = self._free_bytes()
+        room = pixel_files.room(self.settings)
         listening = self.probe.scp_listening()
         failing = self.probe.failing_tasks()
-        enough = free >= self.settings.files.min_free_bytes
+        enough = room.incoming_bytes >= 0
         return {
             "ok": database == "ok" and listening and enough and not failing,
             "database": database,
             "listening": listening,
-            "free_bytes": free,
+            "free_bytes": room.free_bytes,
             "free_enough": enough,
+            "free_enough_for_results": room.results_bytes >= 0,
             "oldest_queued_s": waited_s(queued_at, now),
             "workers": self.probe.workers(),
             "failing_tasks": failing,
         }
-
-    def _free_bytes(self) -> int:
-        return shutil.disk_usage(self.settings.node.state_dir).free
 
     def _login_form(
         self, status: int = 200, headers: dict[str, str] | None = None, error: str = ""
@@ -234,7 +232,7 @@ class Pages:
             ),
             Light(
                 name="Disk free",
-                value=views.bytes_text(health["free_bytes"]),
+                value=views.disk_text(health),
                 look="idle" if health["free_enough"] else "bad",
             ),
             Light(
@@ -252,10 +250,12 @@ class Pages:
         for delivery in row["deliveries"]:
             delivery["reason"] = reasons[delivery["destination"]]["reason"]
         line = views.series_line(row, now)
+        gone = self.store.removals.gone_originals(job.series_id)
+        removals = self.store.removals.of_job(job.id)
         return {
             "line": line,
-            "advice": views.advice(job.state, job.held_by, job.id),
-            "facts": views.job_facts(job, row),
+            "advice": views.advice(job.state, job.held_by, job.id, gone=gone),
+            "facts": views.job_facts(job, row) + views.removal_facts(removals),
             "findings": job.figures.get("findings", []),
             "figures": views.figure_lines(job.figures.get("quality", {})),
             "timings": views.timing_lines(job.figures.get("timings_s", {})),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dicom_node.states import TRANSITIONS, HeldBy, JobState
-from dicom_node.store import AuditRow, JobRow
+from dicom_node.store import AuditRow, JobRow, Removal
 
 LOOKS = {  # state -> colour class; the state itself always stands there as text
     JobState.RECEIVING: "busy",
@@ -133,6 +133,14 @@ def bytes_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def disk_text(health: Mapping[str, Any]) -> str:
+    """Return the free space, and what is not done for want of it."""
+    size = bytes_text(health["free_bytes"])
+    if not health["free_enough_for_results"]:
+        return f"{size}: images are refused, results wait"
+    return size if health["free_enough"] else f"{size}: images are refused"
+
+
 def clock_text(at: datetime) -> str:
     """Return date and time in UTC to the second."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -202,13 +210,19 @@ def figure_lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def advice(state: JobState, held_by: str | None, job_id: int) -> Advice | None:
-    """Return what a person can do about a job that waits for one; None for the others."""
+def advice(state: JobState, held_by: str | None, job_id: int, gone: int = 0) -> Advice | None:
+    """Return what a person can do about a job that waits for one; None for the others.
+
+    Of its images `gone` were deleted by retention.
+    """
     cancel = f"dicom-node cancel {job_id}"
     release = f"dicom-node release {job_id}"
     if state is JobState.DEAD:
         again = f"dicom-node requeue {job_id}"
-        return Advice(text="The received files are kept. To try again:", commands=(again,))
+        text = "The received files are kept. To try again:"
+        if gone:
+            text = f"{gone} of its images were deleted. Send the series to this node again, then:"
+        return Advice(text=text, commands=(again,))
     if state is not JobState.HELD:
         return None
     if held_by == HeldBy.GATE:
@@ -254,6 +268,16 @@ def job_facts(job: JobRow, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Weights": job.weights_sha256,
     }
     return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def removal_facts(removals: Sequence[Removal]) -> list[tuple[str, str]]:
+    """Return what retention has done to the files of a job."""
+    names = {"originals": "Received files", "derived": "Result files"}
+    facts = []
+    for one in removals:
+        done = f"deleted {clock_text(one.ended_at)} UTC" if one.ended_at else "being deleted"
+        facts.append((names[one.kind], f"{done}: {one.reason}"))
+    return facts
 
 
 def timeline(rows: Sequence[AuditRow]) -> list[TimelineEvent]:

@@ -3,6 +3,7 @@
 The process that runs this loads torch; nothing heavy is imported before the first job.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -15,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from dicom_node import release_gate, telemetry
+from dicom_node import pixel_files, release_gate, telemetry
 from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUnavailable
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
@@ -33,6 +34,8 @@ log = telemetry.get_logger()
 
 Progress = Callable[[str, float], None]
 IDLE_S = 1.0  # how long a worker sleeps when the queue is empty
+NO_ROOM_S = 60.0  # until a job is tried again that found no room for its result
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Worker:
         self.name = name or worker_name()
         self._shutdown = shutdown or Shutdown()
         self._engine = engine or run_engine
+        self._waits = False  # for room on the disk
 
     def run(self) -> None:
         """Work until the shutdown is requested."""
@@ -80,7 +84,9 @@ class Worker:
         log.info("worker.stop", worker=self.name)
 
     def run_once(self) -> bool:
-        """Process one job; False when there was none."""
+        """Process one job; False when there was none, or no room for a result."""
+        if not self._has_room():
+            return False
         lease = timedelta(seconds=self._settings.engine.lease_s)
         job = self._store.jobs.claim(self.name, utc_now(), lease)
         if job is None:
@@ -99,9 +105,25 @@ class Worker:
             self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
         except Exception as error:  # the worker's edge: one bad job must not end the worker
             log.exception("job.failed", job=job.job_id, attempt=job.attempt)
+            if is_for_want_of_room(error):
+                discard(folder)  # first: the database needs room, too
+                self._end(job, folder, lambda: self._wait_for_room(job))
+                return True
             reason = failure_text(error, job)
             self._end(job, folder, lambda: self._fail(job, reason))
         return True
+
+    def _has_room(self) -> bool:
+        """Return whether a result may be written; while there is no room, jobs stay queued."""
+        room = pixel_files.room(self._settings)
+        waits = room.results_bytes < 0
+        if waits != self._waits:
+            event = "worker.no_room" if waits else "worker.room"
+            needed = self._settings.files.min_free_for_results_bytes
+            fields = {"free_bytes": room.free_bytes, "needed_bytes": needed}
+            log.warning(event, worker=self.name, **fields)
+        self._waits = waits
+        return not waits
 
     def _attempt(self, job: ClaimedJob, folder: Path) -> None:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
@@ -156,6 +178,13 @@ class Worker:
     def _give_back(self, job: ClaimedJob, reason: str) -> JobState:
         # It was not the job's fault, so the attempt does not count.
         return self._move(job, "expire", reason=reason, attempts=job.attempt - 1)
+
+    def _wait_for_room(self, job: ClaimedJob) -> JobState:
+        # Not the job's fault either: it waits for as long as it takes.
+        reason = "There was no room on the disk for the result; it is tried again by itself."
+        later = utc_now() + timedelta(seconds=NO_ROOM_S)
+        attempts = job.attempt - 1
+        return self._move(job, "expire", reason=reason, attempts=attempts, not_before=later)
 
     def _fail(self, job: ClaimedJob, reason: str) -> JobState:
         now = utc_now()
@@ -291,6 +320,17 @@ def gate_text(findings: Sequence[release_gate.Finding]) -> str:
     first = findings[0]
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return f"The release gate refused the result by its rule {first.rule}: {first.message}{more}"
+
+
+def is_for_want_of_room(error: BaseException | None) -> bool:
+    """Return whether the disk was full, whatever was made of that on the way here."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        if isinstance(error, StoreUnavailable) and "full" in str(error):  # SQLITE_FULL
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def failure_text(error: Exception, job: ClaimedJob) -> str:

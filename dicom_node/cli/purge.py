@@ -1,0 +1,52 @@
+"""`dicom-node purge`: what retention deletes, now instead of in its own time."""
+
+import argparse
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from dicom_node import retention
+from dicom_node.cli.operations import Refused, opened
+from dicom_node.cli.output import print_json, settings_of, table
+from dicom_node.retention import Departure
+
+
+def purge(arguments: argparse.Namespace) -> None:
+    """Delete what may go by the configuration, or only say what and why."""
+    settings = settings_of(arguments)
+    if not settings.retention.enabled:
+        raise Refused("nothing may go: retention is off (retention.enabled = false)")
+    with opened(settings) as store:
+        now = datetime.now(UTC)
+        gone = list(retention.purge(store, settings, now, dry=arguments.dry_run))
+    files, size = (sum(getattr(one.lot, name) for one in gone) for name in ("files", "bytes"))
+    if arguments.json:
+        listed = [as_json(one) for one in gone]
+        print_json({"dry_run": arguments.dry_run, "files": files, "bytes": size, "lots": listed})
+        return
+    if gone:
+        print(as_table(gone))
+    word = "would be deleted" if arguments.dry_run else "deleted"
+    print(f"{files} files, {size / 1e6:.1f} MB {word}; their rows and the audit trail stay")
+
+
+def as_json(one: Departure) -> dict[str, object]:
+    """Return what goes as plain JSON."""
+    lot = one.lot
+    names = ("kind", "job_id", "series_uid", "state", "files", "bytes")
+    return {name: getattr(lot, name) for name in names} | {"reason": one.reason}
+
+
+def as_table(gone: Sequence[Departure]) -> str:
+    """Return what goes, and why, for people."""
+    rows = [("JOB", "WHAT", "FILES", "MB", "WHY")]
+    rows += [
+        (
+            str(one.lot.job_id),
+            one.lot.kind,
+            str(one.lot.files),
+            f"{one.lot.bytes / 1e6:.1f}",
+            one.reason,
+        )
+        for one in gone
+    ]
+    return table(rows)

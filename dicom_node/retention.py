@@ -1,0 +1,138 @@
+"""Retention: which pixel files may go, when, and why; rows and audit trail stay.
+
+Two phases. First a decision is committed: these files are to go, for this reason. Then they are
+unlinked, the folders are fsynced, and the decision is ended. A crash between any two steps leaves a
+decision that the next run carries out; what was not decided is never touched.
+"""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from dicom_node import telemetry
+from dicom_node.content import pixels_digest
+from dicom_node.pixel_files import PixelFiles, clear_folder
+from dicom_node.settings import Settings
+from dicom_node.states import JobState
+from dicom_node.store import Limits, Lot, Removal, Store
+from dicom_node.store.lots import ORIGINALS
+
+AGES = {  # the end of a job -> the setting that says how long its files are kept
+    JobState.DELIVERED: "delivered_days",
+    JobState.SUPERSEDED: "superseded_days",
+    JobState.SKIPPED: "skipped_days",
+    JobState.CANCELLED: "cancelled_days",
+    JobState.DEAD: "dead_days",
+}
+MOST_LOTS = 50  # in one run of housekeeping, which a node that stops waits for
+
+log = telemetry.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departure:
+    """Files that go, and the sentence that says why."""
+
+    lot: Lot
+    reason: str
+
+
+def purge(
+    store: Store, settings: Settings, now: datetime, *, most: int | None = None, dry: bool = False
+) -> Iterator[Departure]:
+    """Yield what goes, at most `most` lots, each after it is gone; with `dry` nothing is touched.
+
+    What an earlier run had decided and did not get done comes first, and is not yielded.
+    """
+    if not dry:
+        finish(store, settings, now)
+    if not settings.retention.enabled:
+        return
+    limits = limits_of(settings, now)
+    for lot in store.removals.lots(limits, most):
+        if foreign := [path for path in store.removals.paths(lot) if not is_ours(path, settings)]:
+            log.error("retention.foreign_path", job=lot.job_id, path=str(foreign[0]))
+            continue
+        departure = Departure(lot=lot, reason=reason_of(lot, settings))
+        if not dry:
+            removal = store.removals.decide(lot, limits, departure.reason, now)
+            # A late slice or a person may have been faster, or the disk may refuse.
+            if removal is None or not carry_out(removal, store, settings, now):
+                continue
+        yield departure
+
+
+def finish(store: Store, settings: Settings, now: datetime) -> int:
+    """Return how many decisions this carried out that an earlier run had left."""
+    left = store.removals.unfinished()
+    return sum(carry_out(removal, store, settings, now) for removal in left)
+
+
+def limits_of(settings: Settings, now: datetime) -> Limits:
+    """Return what may go at `now` by the configuration."""
+    ages = {state: getattr(settings.retention, name) for state, name in AGES.items()}
+    return Limits(
+        before={state: now - timedelta(days=days) for state, days in ages.items()},
+        committers={peer.name for peer in settings.peers if peer.commitment},
+        originals=not settings.files.custody,
+    )
+
+
+def reason_of(lot: Lot, settings: Settings) -> str:
+    """Return why a lot goes, for people and for the trail."""
+    name = AGES[lot.state]
+    days = getattr(settings.retention, name)
+    to = f" to {', '.join(lot.destinations)}" if lot.state is JobState.DELIVERED else ""
+    day = lot.since.astimezone(UTC).date()
+    return f"{lot.state.value}{to} since {day}, longer than retention.{name} = {days:g}."
+
+
+def is_ours(path: Path, settings: Settings) -> bool:
+    """Return whether a file lies where this node keeps its files: else nothing may touch it."""
+    state = settings.node.state_dir.resolve()
+    folder = path.parent.resolve()
+    return any(folder.is_relative_to(state / name) for name in ("in", "out"))
+
+
+def carry_out(removal: Removal, store: Store, settings: Settings, now: datetime) -> bool:
+    """Take the files of a decision off the disk, then put that on record; False: later again."""
+    try:
+        if removal.kind == ORIGINALS:
+            note_pixels(removal, store)
+        for folder in unlink_files(removal, store, settings):
+            clear_folder(folder)
+    except OSError as error:  # one folder that refuses must not keep all others
+        log.error("retention.failed", job=removal.job_id, reason=error.strerror)
+        return False
+    gone = store.removals.end(removal, now)
+    if gone is not None:
+        telemetry.retention_files.labels(kind=removal.kind).inc(gone.files)
+        telemetry.retention_bytes.labels(kind=removal.kind).inc(gone.bytes)
+    return True
+
+
+def unlink_files(removal: Removal, store: Store, settings: Settings) -> set[Path]:
+    """Return the folders from which this unlinked the files of a decision."""
+    files = PixelFiles(settings.node.state_dir.resolve() / "in", settings.files.min_free_bytes)
+    folders = set()
+    for one in store.removals.doomed(removal):
+        if not is_ours(one.path, settings):
+            raise OSError(errno.EXDEV, f"{one.path} is outside of the state folder")
+        with files.exclusive(one.sop_uid):  # the same image may be arriving again
+            if store.removals.is_doomed(removal, one.sop_uid):
+                one.path.unlink(missing_ok=True)
+                folders.add(one.path.parent)
+    return folders
+
+
+def note_pixels(removal: Removal, store: Store) -> None:
+    """Keep by what an original is known again when it comes in another encoding."""
+    digests = {}
+    for one in store.removals.doomed(removal):
+        if one.pixels_sha256 is None and one.path.is_file():
+            digest = pixels_digest(one.path.read_bytes())
+            if digest is not None:
+                digests[one.sop_uid] = digest
+    store.removals.note_pixels(removal, digests)
