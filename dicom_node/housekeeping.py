@@ -10,6 +10,7 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, pixel_files, retention, telemetry
+from dicom_node.errors import StoreUnavailable
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.store import Store
@@ -130,6 +131,9 @@ def run_guarded(task: Task, store: Store, settings: Settings, failures: Failures
     """Run one task once; a failure is logged and remembered, and the next run comes anyway."""
     try:
         task.run(store, settings, utc_now())
+    except StoreUnavailable as error:  # says all in one line, which comes every second
+        log.error("housekeeping.failed", name=task.name, reason=str(error))
+        failures.note(task.name, failed=True)
     except Exception:  # the periodic job's edge: one bad minute must not end the service
         log.exception("housekeeping.failed", name=task.name)
         failures.note(task.name, failed=True)

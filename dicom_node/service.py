@@ -279,8 +279,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         tend_until(stop, pool, store, settings)
         scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
         drain(settings.node.drain_s, pool, scp, sender)
-        return_jobs(store, utc_now())
-        store.audit.record("service.stop", utc_now())
+        leave(store)
 
 
 def drain(grace_s: float, pool: WorkerPool, scp: NodeScp, sender: Sender) -> None:
@@ -291,6 +290,15 @@ def drain(grace_s: float, pool: WorkerPool, scp: NodeScp, sender: Sender) -> Non
     scp.stop(grace_s)
     sender.stop(max(1.0, deadline - time.monotonic()))
     pool.wait(max(0.0, deadline - time.monotonic()) + KILL_AFTER_S)
+
+
+def leave(store: Store) -> None:
+    """Give back the jobs of our workers and say goodbye, if the database is there."""
+    try:
+        return_jobs(store, utc_now())
+        store.audit.record("service.stop", utc_now())
+    except StoreUnavailable as error:  # the leases run out, or the next start finds the jobs
+        log.warning("service.store_unavailable", error=str(error))
 
 
 def recover(settings: Settings, store: Store, files: PixelFiles) -> None:

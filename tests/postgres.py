@@ -74,7 +74,7 @@ class Cluster:
         )
 
     def start(self) -> "Cluster":
-        """Start the server; it ends with us, however we end."""
+        """Start the server, from a thread that lives on: with that, however it ends, it ends."""
         options = [f"-c{name}={value}" for name, value in OPTIONS.items()]
         command = [find_program("postgres"), f"-D{self.folder}/data", f"-k{self.folder}", *options]
         with (self.folder / "log").open("ab") as log:
@@ -100,6 +100,11 @@ class Cluster:
     def url(self, name: str) -> str:
         """Return the URL of a database."""
         return f"postgresql+psycopg://{ROLE}@/{name}?host={self.folder}"
+
+    def execute(self, statement: str) -> None:
+        """Run one statement outside of any database of a test."""
+        with self._connect() as connection:
+            connection.execute(statement)
 
     @contextmanager
     def database(self) -> Iterator[str]:

@@ -14,7 +14,15 @@ from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import Settings, is_loopback
 from dicom_node.store import Store, open_store
-from dicom_node.store.overview import GOING, GONE, KEPT, StoredFile, series_lines, stored_files
+from dicom_node.store.engines import check_url
+from dicom_node.store.overview import (
+    GOING,
+    GONE,
+    KEPT,
+    StoredFile,
+    series_lines,
+    stored_files,
+)
 from dicom_node.worker import file_sha256
 from dicom_node.worker.decisions import DECISIONS
 
@@ -161,6 +169,7 @@ def check_config(arguments: Arguments) -> int:
         credentials(settings.tls)  # reads the files
         https.context(settings.web)
         tokens.check_start(settings)
+        check_url(settings.database_url)
     except SettingsError as error:  # here the file is the input, not the way to it
         raise Refused(str(error)) from error
     node, web = settings.node, settings.web

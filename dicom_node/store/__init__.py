@@ -110,4 +110,5 @@ def open_store(url: str) -> Store:
     """
     database = Database(url)
     database.migrate()
+    database.warn_of_risks()
     return Store(database)

@@ -107,6 +107,17 @@ class Database:
         except sa.exc.ProgrammingError as error:  # PostgreSQL: a right is missing
             raise SettingsError(f"node.database cannot be used: {error_text(error)}") from error
 
+    def warn_of_risks(self) -> None:
+        """Log when the server is set up to forget commits in a power cut."""
+        if self.is_sqlite:
+            return
+        risky = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes')"
+        with self.reading() as connection:
+            names = connection.scalars(sa.text(f"{risky} AND setting = 'off' ORDER BY name")).all()
+        for name in names:
+            reason = f"PostgreSQL runs with {name} = off: a power cut may lose acknowledged images"
+            get_logger().warning("database.not_durable", reason=reason)
+
     def _upgrade(self, work: Work) -> None:
         if not self.is_sqlite:
             work.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))

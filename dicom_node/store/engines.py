@@ -52,7 +52,7 @@ def parse_url(url: str) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         raise SettingsError(
             "node.database cannot be used: it is no URL like "
-            "postgresql+psycopg://user:password@host/name (in a password, / is written %2F)"
+            "postgresql+psycopg://user:password@host/name"
         ) from None
     if parsed.drivername in POSTGRESQL:
         return parsed.set(drivername="postgresql+psycopg")
@@ -64,6 +64,13 @@ def parse_url(url: str) -> sa.URL:
     if not parsed.database or parsed.database == ":memory:":
         raise SettingsError("node.database must name a file: memory does not survive a power cut")
     return parsed
+
+
+def check_url(url: str) -> None:
+    """Raise SettingsError unless the node could live at `url`; connects to nothing."""
+    parsed = parse_url(url)
+    if parsed.drivername not in SQLITE:
+        postgresql(parsed)
 
 
 def make_engine(url: str) -> sa.Engine:

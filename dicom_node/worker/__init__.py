@@ -8,10 +8,11 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,11 @@ class Worker:
         except GivenBack as error:
             reason = str(error)
             self._end(job, folder, lambda: self._give_back(job, reason))
+        except StoreUnavailable as error:
+            # Nobody knows whether a result was published, so its files stay; housekeeping sweeps
+            # the folders that no row points into.
+            reason = failure_text(error, job)
+            self._settle(job, lambda: self._fail(job, reason))
         except InputRefused as error:
             reason = f"The series cannot be processed: {error}"
             self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
@@ -135,8 +141,31 @@ class Worker:
             result = self._engine(order, self._settings, watch.progress)
             watch.progress("release gate", 0.98)
             findings = release_gate.check(result.written.paths, order.paths, result.provenance)
-            self._conclude(job, row, derived_series(result), findings, result.report)
+            derived = derived_series(result)
+            conclude = partial(self._conclude, job, row, derived, findings, result.report)
+            self._persist(job, watch, folder, conclude)
         discard_others(folder)
+
+    def _persist(
+        self, job: ClaimedJob, watch: Watch, folder: Path, conclude: Callable[[], None]
+    ) -> None:
+        """Carry out `conclude`, again while the database is away and the lease still holds.
+
+        An answer that got lost on the way back from the database may have been a success.
+        """
+        while True:
+            try:
+                conclude()
+                return
+            except LeaseLost:
+                if folder in {one.path.parent for one in self._store.jobs.derived(job.job_id)}:
+                    return
+                raise
+            except StoreUnavailable as error:
+                if watch.lost:
+                    raise
+                log.warning("worker.store_unavailable", job=job.job_id, error=str(error))
+                time.sleep(IDLE_S)
 
     def _conclude(
         self,
@@ -161,14 +190,18 @@ class Worker:
             self._store.jobs.publish(job.job_id, self.name, derived, row.destinations, utc_now())
 
     def _end(self, job: ClaimedJob, folder: Path, move: Callable[[], Any]) -> None:
-        """Settle a failed attempt, unless the job has become somebody else's."""
+        """Settle a failed attempt that leaves nothing behind."""
+        self._settle(job, move)
+        discard(folder)
+
+    def _settle(self, job: ClaimedJob, move: Callable[[], Any]) -> None:
+        """Move the job on, unless it has become somebody else's."""
         try:
             move()
         except (LeaseLost, IllegalTransition) as error:
             log.warning("job.dropped", job=job.job_id, attempt=job.attempt, reason=str(error))
         except StoreUnavailable as error:  # the lease runs out and gives the job back
             log.error("worker.store_unavailable", job=job.job_id, error=str(error))
-        discard(folder)
 
     def _move(self, job: ClaimedJob, event: str, **columns: Any) -> JobState:
         return self._store.jobs.transition(

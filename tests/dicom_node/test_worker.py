@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pydicom
 import pytest
+from structlog.testing import capture_logs
 
-from dicom_node.errors import GateRefused, IllegalTransition
+from dicom_node.errors import GateRefused, IllegalTransition, StoreUnavailable
 from dicom_node.states import HeldBy, JobState
 from dicom_node.worker import Worker, attempts_dir, release
 from dicom_node.worker.processes import expire_gone_workers, home, is_gone, return_jobs, worker_name
@@ -291,6 +293,53 @@ def test_the_folders_of_earlier_attempts_go_when_a_result_is_published(node):
 
     assert len(folders(node)) == 1
     assert not old.exists()
+
+
+@pytest.mark.parametrize("lost_answers", [1, 10**6])
+def test_a_result_whose_publication_was_not_confirmed_keeps_its_files(
+    node, monkeypatch, lost_answers
+):
+    publish, calls = node.store.jobs.publish, []
+
+    def lose_the_answer(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            publish(*arguments)
+        if len(calls) <= lost_answers:
+            raise StoreUnavailable("the connection was lost")
+        publish(*arguments)
+
+    monkeypatch.setattr(node.store.jobs, "publish", lose_the_answer)
+
+    job = work(node, copying_engine())
+
+    assert (job.state, job.attempts) == (JobState.DERIVED, 1)
+    assert all(one.path.is_file() for one in node.store.jobs.derived(job.id))
+
+
+def test_a_result_waits_for_a_database_that_is_restarted(postgresql, tmp_path):
+    computed, stopped = threading.Event(), threading.Event()
+
+    def engine(order, settings, progress):
+        result = copying_engine()(order, settings, progress)
+        computed.set()
+        assert stopped.wait(60)
+        return result
+
+    with postgresql.database() as url, capture_logs() as lines, ThreadPoolExecutor() as pool:
+        node = queued_node(tmp_path, node={"database": url}, engine={"lease_s": 600.0})
+        done = pool.submit(Worker(node.settings, node.store, engine=engine).run_once)
+        assert computed.wait(60)
+        postgresql.stop()
+        stopped.set()
+        while "worker.store_unavailable" not in {line["event"] for line in lines}:
+            assert not done.done()
+            time.sleep(0.05)
+        postgresql.start()
+
+        assert done.result(60)
+        assert (node.job.state, node.job.attempts) == (JobState.DERIVED, 1)
+        node.store.close()
 
 
 def test_a_heartbeat_says_when_the_job_is_somebody_elses(node):

@@ -144,6 +144,7 @@ class Node:
         assembly: str = "idle_s = 1.0",
         extra: str = "",
         port: int | None = None,
+        database: str = "",
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,10 +155,11 @@ class Node:
             "commitment = false\n"
             for archive in archives
         )
+        stated = f'database = "{database}"\n' if database else ""
         self.config = folder / "node.toml"
         self.config.write_text(
             f'[node]\nae_title = "SRNODE"\nhost = "127.0.0.1"\nport = {self.port}\n'
-            f'state_dir = "{folder / "state"}"\n\n'
+            f'state_dir = "{folder / "state"}"\n{stated}\n'
             f'[web]\nhost = "127.0.0.1"\nport = {self.web}\n\n'
             f"[assembly]\n{assembly}\n\n[engine]\n{engine}\n\n{extra}\n"
             f'[[peers]]\nname = "scanner"\nae_title = "SCANNER"\nhost = "127.0.0.1"\nport = 104\n'

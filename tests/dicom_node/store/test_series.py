@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from dicom_node.errors import ConflictingInstance
 from dicom_node.states import HeldBy, JobState
-from dicom_node.store import schema, series
+from dicom_node.store import schema
 
 LEASE = timedelta(seconds=60)
 
@@ -77,23 +77,6 @@ def test_many_associations_sending_the_same_instances_make_one_row_each(store, n
 
     assert (outcomes.count("new"), outcomes.count("duplicate")) == (30, 90)
     assert (store.ledger().acknowledged, store.ledger().balanced) == (30, True)
-
-
-def test_a_row_that_another_association_made_meanwhile_is_a_duplicate(
-    store, new_instance, now, monkeypatch
-):
-    """PostgreSQL lets two first instances of one series race; SQLite cannot show it."""
-    real, calls = series.upsert_series, []
-
-    def upsert(*arguments):
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise sa.exc.IntegrityError("insert", {}, Exception("unique"))
-        return real(*arguments)
-
-    monkeypatch.setattr(series, "upsert_series", upsert)
-
-    assert store.series.record_instance(new_instance(), now).outcome == "new"
 
 
 def test_a_series_is_silent_once_its_last_instance_is_old(store, new_instance, now):
