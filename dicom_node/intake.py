@@ -165,7 +165,8 @@ def _keep(
         if known is not None and known.removal_id is None:
             outcome = "duplicate"
         else:
-            path = files.write(examined.series_uid, examined.sop_uid, [examined.file])
+            names = examined.series_uid, examined.sop_uid
+            path = files.write(*names, [examined.file], len(examined.file))
             # When the database does not answer, the row may or may not be there: the file stays,
             # the sender tries again, and `recover` removes what nobody claims.
             new = _row(examined, incoming, path)

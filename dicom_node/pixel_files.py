@@ -80,7 +80,9 @@ class PixelFiles:
         """
         return self.root / _checked(series_uid) / f"{_checked(sop_uid)}.dcm"
 
-    def write(self, series_uid: str, sop_uid: str, chunks: Iterable[bytes]) -> Path:
+    def write(
+        self, series_uid: str, sop_uid: str, chunks: Iterable[bytes], size_bytes: int = 0
+    ) -> Path:
         """Return the path of the durable file: file, name and folder are on the disk.
 
         A file of that name is replaced; hold `exclusive` to know that it is nobody's.
@@ -90,12 +92,12 @@ class PixelFiles:
         NotAnInstance
             If a UID is no UID.
         OutOfSpace
-            If less than `min_free_bytes` are left, or the file system refuses.
+            If less than `min_free_bytes` would be left, or the file system refuses.
         """
         path = self.path_of(series_uid, sop_uid)
         part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}.part")
         try:
-            self._check_space()
+            self._check_space(size_bytes)
             self._make_folder(path.parent)
             try:
                 _write_durably(part, chunks)
@@ -130,12 +132,12 @@ class PixelFiles:
             fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file gives it back
             yield
 
-    def _check_space(self) -> None:
+    def _check_space(self, size_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self.root).free
-        if free_bytes < self.min_free_bytes:
+        if free_bytes - size_bytes < self.min_free_bytes:
             raise OutOfSpace(
-                f"{free_bytes} bytes free in {self.root}, files.min_free_bytes is "
-                f"{self.min_free_bytes}"
+                f"{size_bytes} bytes to write, {free_bytes} free in {self.root}, "
+                f"files.min_free_bytes is {self.min_free_bytes}"
             )
 
     def _make_folder(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Limits, Lot, Removal, Store
-from dicom_node.store.lots import ORIGINALS
+from dicom_node.store.lots import DERIVED, ORIGINALS
 
 AGES = {  # the end of a job -> the setting that says how long its files are kept
     JobState.DELIVERED: "delivered_days",
@@ -51,9 +51,13 @@ def purge(
     if not settings.retention.enabled:
         return
     limits = limits_of(settings, now)
-    for lot in store.removals.lots(limits, most):
-        if foreign := [path for path in store.removals.paths(lot) if not is_ours(path, settings)]:
-            log.error("retention.foreign_path", job=lot.job_id, path=str(foreign[0]))
+    foreign = []
+    gone = 0
+    for lot in store.removals.lots(limits):
+        if gone == most:
+            break
+        if not all(is_ours(path, settings) for path in store.removals.paths(lot)):
+            foreign.append(lot.job_id)
             continue
         departure = Departure(lot=lot, reason=reason_of(lot, settings))
         if not dry:
@@ -61,7 +65,10 @@ def purge(
             # A late slice or a person may have been faster, or the disk may refuse.
             if removal is None or not carry_out(removal, store, settings, now):
                 continue
+        gone += 1
         yield departure
+    if foreign:  # the state folder has moved, or somebody has edited the database
+        log.error("retention.foreign_paths", count=len(foreign), jobs=foreign[:10])
 
 
 def finish(store: Store, settings: Settings, now: datetime) -> int:
@@ -91,9 +98,8 @@ def reason_of(lot: Lot, settings: Settings) -> str:
 
 def is_ours(path: Path, settings: Settings) -> bool:
     """Return whether a file lies where this node keeps its files: else nothing may touch it."""
-    state = settings.node.state_dir.resolve()
-    folder = path.parent.resolve()
-    return any(folder.is_relative_to(state / name) for name in ("in", "out"))
+    state, folder = settings.node.state_dir, path.parent.resolve()
+    return any(folder.is_relative_to((state / name).resolve()) for name in ("in", "out"))
 
 
 def carry_out(removal: Removal, store: Store, settings: Settings, now: datetime) -> bool:
@@ -103,6 +109,8 @@ def carry_out(removal: Removal, store: Store, settings: Settings, now: datetime)
             note_pixels(removal, store)
         for folder in unlink_files(removal, store, settings):
             clear_folder(folder)
+            if removal.kind == DERIVED:  # out/<job>/<attempt>
+                clear_folder(folder.parent)
     except OSError as error:  # one folder that refuses must not keep all others
         log.error("retention.failed", job=removal.job_id, reason=error.strerror)
         return False

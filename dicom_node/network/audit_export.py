@@ -1,14 +1,15 @@
 """The audit trail on its way to the site's collector: a batch at a time, each row at least once."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
+from typing import Any
 
 from dicom_node import telemetry
 from dicom_node.network import syslog
-from dicom_node.network.audit_messages import SUCCESS, message, to_xml
+from dicom_node.network.audit_messages import DELETED, SUCCESS, message, to_xml
 from dicom_node.network.tls import Credentials, credentials
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
@@ -87,8 +88,20 @@ def transfer_of(trail: AuditExport, row: AuditRow) -> Transfer | None:
     """Return what was transferred when `row` was written; None where nothing was."""
     if row.event == "delivery.attempt" and row.job_id is not None:
         return trail.sent(row.job_id)
+    if row.event in DELETED:
+        return named(row.fields)
     if row.event == "instance.conflict":
         return trail.received(sop_uid=str(row.fields.get("sop")))
     if row.event.startswith("job.") and row.fields.get("old") == "RECEIVING":
         return trail.received(job_id=row.job_id)
     return None
+
+
+def named(fields: Mapping[str, Any]) -> Transfer:
+    """Return the instances that a row itself names: it is about those that were here then."""
+    return Transfer(
+        study_uid=str(fields.get("study", "")),
+        series_uid=str(fields.get("series", "")),
+        instances=dict(fields.get("counts", {})),
+        sources=(),
+    )

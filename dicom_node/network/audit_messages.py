@@ -6,7 +6,7 @@ Source: PS3.15 A.5.1 (the schema), A.5.3 (the messages), CID 400 to 402 (the cod
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree as xml
 
 from dicom_node.store.audit import AuditRow
@@ -14,7 +14,9 @@ from dicom_node.store.audit_export import Transfer
 
 CODES = {
     "110100": "Application Activity",
+    "110103": "DICOM Instances Accessed",
     "110104": "DICOM Instances Transferred",
+    "110105": "DICOM Study Deleted",
     "110113": "Security Alert",
     "110120": "Application Start",
     "110121": "Application Stop",
@@ -27,6 +29,10 @@ CODES = {
     "110182": "Node ID",
 }
 APPLICATION, TRANSFERRED, ALERT = "110100", "110104", "110113"
+DELETED = {  # A.5.3.6: of a study that is deleted as a whole another message tells
+    "retention.deleted": "110103",
+    "retention.study_deleted": "110105",
+}
 SUCCESS, MINOR, SERIOUS = "0", "4", "8"  # EventOutcomeIndicator
 SOURCE, DESTINATION, STUDY, NODE = "110153", "110152", "110180", "110182"
 
@@ -77,6 +83,10 @@ def message(row: AuditRow, ae_title: str, transfer: Transfer | None) -> Message 
             outcome = SENT_OUTCOMES.get(str(fields.get("outcome")), SERIOUS)
             to = str(fields.get("destination"))
             return moved([ae_title], to, transfer, action="R", outcome=outcome)
+        case "retention.deleted" | "retention.study_deleted":
+            deleter = replace(us, requestor=True)  # nobody asked for it but our settings
+            event = DELETED[row.event]
+            return Message(event=event, action="D", participants=[deleter], transfer=transfer)
     if row.event.startswith("job.") and fields.get("old") == "RECEIVING" and transfer:
         return moved(transfer.sources, ae_title, transfer, action="C")
     return None

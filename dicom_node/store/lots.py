@@ -41,14 +41,15 @@ class Lot:
 
 def lots(connection: sa.Connection, limits: Limits, only: Lot | None = None) -> list[Lot]:
     """Return what may go, or whether `only` still may."""
-    queries = {DERIVED: derived_lots(limits)}
-    if limits.originals:
-        queries[ORIGINALS] = original_lots(limits)
-    if only is not None:
-        queries = {kind: query for kind, query in queries.items() if kind == only.kind}
+    these = of_lot(only) if only is not None else sa.true()
+    queries = {}
+    if only is None or only.kind == DERIVED:
+        queries[DERIVED] = derived_lots(limits, these)
+    if limits.originals and (only is None or only.kind == ORIGINALS):
+        queries[ORIGINALS] = original_lots(limits, these)
     found = []
     for kind, query in queries.items():
-        if only is not None:
+        if only is not None:  # a series may have another newest job by now
             query = query.where(sa.literal_column("job_id") == only.job_id)
         rows = connection.execute(query).all()
         names = destinations(connection, [row.job_id for row in rows])
@@ -56,15 +57,15 @@ def lots(connection: sa.Connection, limits: Limits, only: Lot | None = None) -> 
     return sorted(found, key=lambda lot: (lot.since, lot.job_id))
 
 
-def original_lots(limits: Limits) -> sa.Select[Any]:
-    """Return the query of series whose originals may go.
+def original_lots(limits: Limits, these: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Return the query of series whose originals may go, of `these` files.
 
     The newest job decides: the older ones are superseded, and it may want all images again.
     """
     series, job, instance = schema.series, newest_jobs(), schema.instance
     files = (
         sa.select(instance.c.series_id, *sizes(instance.c.bytes))
-        .where(instance.c.removal_id.is_(None))
+        .where(instance.c.removal_id.is_(None), these)
         .group_by(instance.c.series_id)
         .subquery()
     )
@@ -81,12 +82,15 @@ def original_lots(limits: Limits) -> sa.Select[Any]:
     return narrowed(query)
 
 
-def derived_lots(limits: Limits) -> sa.Select[Any]:
-    """Return the query of jobs whose results may go; forwarded originals are no results."""
+def derived_lots(limits: Limits, these: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Return the query of jobs whose results may go, of `these` files.
+
+    Forwarded originals are no results.
+    """
     series, job, derived = schema.series, schema.job, schema.derived_instance
     files = (
         sa.select(derived.c.job_id, *sizes(derived.c.bytes))
-        .where(derived.c.removal_id.is_(None))
+        .where(derived.c.removal_id.is_(None), these)
         .group_by(derived.c.job_id)
         .subquery()
     )

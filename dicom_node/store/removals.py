@@ -26,7 +26,7 @@ class Removal:
 
     id: int
     kind: str
-    series_uid: str
+    series_uid: str  # whose files go: the received series, or the derived one
     job_id: int
     reason: str
     decided_at: datetime
@@ -57,10 +57,10 @@ class RemovalStore:
         """Read and write `database`."""
         self._database = database
 
-    def lots(self, limits: Limits, most: int | None = None) -> list[Lot]:
+    def lots(self, limits: Limits) -> list[Lot]:
         """Return what may go, what has waited longest first."""
         with self._database.reading() as connection:
-            return lots(connection, limits)[:most]
+            return lots(connection, limits)
 
     def paths(self, lot: Lot) -> list[Path]:
         """Return where the files of a lot lie."""
@@ -185,10 +185,13 @@ def doom(work: Work, lot: Lot, number: int) -> int:
 
 def removals() -> sa.Select[Any]:
     """Return the query of whole decisions."""
-    removal, series = schema.removal, schema.series
+    removal, series, job = schema.removal, schema.series, schema.job
     names = ("id", "kind", "job_id", "reason", "decided_at", "ended_at")
-    columns = (*(removal.c[name] for name in names), series.c.series_uid)
-    return sa.select(*columns).join(series, series.c.id == removal.c.series_id)
+    derived = (removal.c.kind == DERIVED, job.c.derived_series_uid)
+    whose = sa.case(derived, else_=series.c.series_uid).label("series_uid")
+    query = sa.select(*(removal.c[name] for name in names), whose)
+    query = query.join(series, series.c.id == removal.c.series_id)
+    return query.join(job, job.c.id == removal.c.job_id)
 
 
 def find(connection: sa.Connection, number: int) -> Removal:
@@ -200,8 +203,8 @@ def find(connection: sa.Connection, number: int) -> Removal:
 def study_of(work: Work, removal: Removal) -> tuple[str, bool]:
     """Return the study of a decision, and whether no file of it is left here."""
     series, job = schema.series, schema.job
-    query = sa.select(series.c.study_uid).where(series.c.series_uid == removal.series_uid)
-    study_uid = str(work.execute(query).scalar_one())
+    query = sa.select(series.c.study_uid).join(job, job.c.series_id == series.c.id)
+    study_uid = str(work.execute(query.where(job.c.id == removal.job_id)).scalar_one())
     ours = sa.select(series.c.id).where(series.c.study_uid == study_uid)
     jobs = sa.select(job.c.id).where(job.c.series_id.in_(ours))
     received, sent = schema.instance, schema.derived_instance

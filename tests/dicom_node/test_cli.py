@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from dicom_node.cli import main
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.states import JobState
+from dicom_node.store import schema
 from dicom_node.worker import Worker
 from tests import phantoms
 from tests.certificates import Authority
@@ -271,6 +275,79 @@ def test_verify_says_where_the_audit_trail_ends(node, run):
         "rows": rows,
         "head": node.store.audit.prove().head,
     }
+
+
+@pytest.fixture
+def aged(node, monkeypatch):
+    """Make everything that has ended old enough to go: the job is CANCELLED."""
+    Worker(node.settings, node.store, engine=copying_engine(passed=False)).run_once()
+    node.store.jobs.cancel(node.job.id, datetime.now(UTC) - timedelta(days=61))
+    with node.store.database.transaction() as work:
+        received = datetime.now(UTC) - timedelta(days=61)
+        work.execute(sa.update(schema.series).values(last_received_at=received))
+    return node
+
+
+def test_purge_says_what_goes_and_why_and_a_dry_run_says_the_same(aged, run):
+    dry, real = run("purge", "--dry-run"), run("purge")
+
+    assert (dry[0], real[0], dry[2], real[2]) == (0, 0, "", "")
+    assert dry[1].replace("would be deleted", "deleted") == real[1]
+    count = len(aged.paths)
+    for kind in ("originals", "derived"):
+        assert re.search(
+            rf"^{aged.job.id} +{kind} +{count} +[0-9.]+ +CANCELLED since", dry[1], re.M
+        )
+    assert "retention.cancelled_days = 60" in dry[1]
+    assert f"{2 * count} files" in dry[1]
+    assert run("purge")[1].startswith("0 files")
+
+
+def test_purge_for_programs_is_one_document(aged, run):
+    told = json.loads(run("purge", "--dry-run", "--json")[1])
+
+    assert (told["dry_run"], told["files"]) == (True, 2 * len(aged.paths))
+    assert {lot["kind"] for lot in told["lots"]} == {"originals", "derived"}
+    assert all(lot["reason"] for lot in told["lots"])
+
+
+def test_purge_refuses_while_retention_is_off(aged, run, monkeypatch):
+    monkeypatch.setenv("DICOM_NODE__RETENTION__ENABLED", "false")
+
+    code, out, err = run("purge")
+
+    assert (code, out) == (1, "")
+    assert "retention is off" in err
+
+
+def test_verify_knows_deleted_from_missing(aged, run):
+    originals = [row.path for row in aged.store.series.all_instances()]
+    content = originals[0].read_bytes()
+    run("purge")
+
+    code, out, err = run("verify")
+    assert (code, err) == (0, "")
+    assert f"{2 * len(aged.paths)} files are not to be here: deleted by retention" in out
+    told = json.loads(run("verify", "--json")[1])
+    assert (told["files"], told["deleted_by_retention"]) == (0, 2 * len(aged.paths))
+
+    originals[0].parent.mkdir()
+    originals[0].write_bytes(content)
+    code, out, _ = run("verify")
+    assert code == 1
+    assert f"{originals[0]}: deleted by retention, but it is there" in out
+
+
+def test_a_job_without_files_says_so_until_its_series_is_submitted_again(aged, run):
+    run("purge")
+    code, _, err = run("requeue", aged.job.id)
+    assert code == 1
+    assert f"{len(aged.paths)} of its {len(aged.paths)} received images were deleted" in err
+
+    assert f"{len(aged.paths)} kept again" in run("submit", aged.paths[0].parent)[1]
+
+    assert run("requeue", aged.job.id)[:2] == (0, f"job {aged.job.id} is QUEUED\n")
+    assert run("verify")[0] == 0
 
 
 def test_the_sending_switch(node, run):

@@ -10,7 +10,11 @@ from dicom_node import housekeeping, telemetry
 from dicom_node.housekeeping import PERIODIC, Failures, Task, run_guarded
 from dicom_node.states import JobState
 from dicom_node.worker import Worker, attempts_dir
+from tests.dicom_node.aged import LONG, aged_node
 from tests.dicom_node.nodes import copying_engine, queued_node
+from tests.rigs import NOW
+
+FILES_GONE = ("dicom_node_retention_files_total", {"kind": "originals"})
 
 
 @pytest.fixture
@@ -68,6 +72,21 @@ def test_the_folders_of_dead_attempts_are_swept_and_results_stay(node):
     housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
 
     assert (kept.exists(), dead.exists(), young.exists()) == (True, False, True)
+
+
+def test_retention_leaves_the_folders_of_what_it_deletes_to_nobody(tmp_path):
+    with aged_node(tmp_path) as node:
+        node.delivered()
+        node.received(1, "1.2.9")
+        kept = node.published("1.2.9")
+        before = telemetry.registry.get_sample_value(*FILES_GONE) or 0
+
+        housekeeping.retain(node.store, node.settings, NOW + timedelta(days=15))
+        housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC) + LONG)
+
+        assert {path.parent.parent.name for path in node.paths("out")} == {str(kept.id)}
+        assert telemetry.registry.get_sample_value(*FILES_GONE) == before + 3
+        assert telemetry.registry.get_sample_value("dicom_node_retention_unfinished") == 0
 
 
 def test_a_task_that_fails_is_remembered_until_it_works_again(node):

@@ -1,5 +1,6 @@
 """Durable instance files: names, space, leftovers, exclusion."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from dicom_node.errors import NotAnInstance, OutOfSpace
-from dicom_node.pixel_files import PixelFiles
+from dicom_node.pixel_files import PixelFiles, clear_folder
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_too_little_space_refuses_before_anything_is_written(tmp_path):
         files.write("1.2", "1.2.3", [b"x"])
     assert refused.value.status == 0xA700 and refused.value.retryable
     assert not (files.root / "1.2").exists()
+
+
+def test_a_file_counts_as_written_before_it_is(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    files = PixelFiles(tmp_path / "in", min_free_bytes=free // 2)
+
+    with pytest.raises(OutOfSpace, match="bytes to write"):
+        files.write("1.2", "1.2.3", [b"x"], size_bytes=free)
+    assert files.write("1.2", "1.2.3", [b"x"], size_bytes=1).read_bytes() == b"x"
 
 
 def test_failing_disk_leaves_no_trace(files):
@@ -85,6 +95,18 @@ def test_folder_that_was_deleted_is_made_again(files):
     path.parent.rmdir()
 
     assert files.write("1.2", "1.2.3", [b"y"]).read_bytes() == b"y"
+
+
+def test_a_folder_is_cleared_away_only_when_nothing_is_left_in_it(files):
+    path = files.write("1.2", "1.2.3", [b"x"])
+
+    clear_folder(path.parent)
+    assert path.exists()
+    path.unlink()
+    clear_folder(path.parent)
+    clear_folder(path.parent)  # a second run finds nothing to do
+
+    assert not path.parent.exists()
 
 
 def test_exclusive_keeps_other_threads_out(files):

@@ -1,5 +1,6 @@
 """Retention: what goes, what never goes, and what remains known of it."""
 
+import shutil
 from datetime import timedelta
 
 import pytest
@@ -143,19 +144,30 @@ def test_custody_keeps_what_was_received(node):
     assert len(node.paths("in")) == 3
 
 
-def promise(node, status, *uids):
-    """Put on record what a scanner that asked for commitment was told."""
-    references = [Reference(sop_uid=uid, sop_class=MR) for uid in uids]
-    node.store.debts.accept("scanner", "2.25.5", references, NOW)
-    if status is not None:
-        (debt,) = node.store.debts.due(NOW)
-        node.store.debts.paid(debt, dict.fromkeys(uids, status), NOW)
+def promise(node, status, how="paid"):
+    """Put on record what a scanner that asked for commitment of image 2 was told."""
+    image_2 = Reference(sop_uid=f"{SERIES}.2", sop_class=MR)
+    node.store.debts.accept("scanner", "2.25.5", [image_2], NOW)
+    (debt,) = node.store.debts.due(NOW)
+    if how == "paid":
+        node.store.debts.paid(debt, {image_2.sop_uid: status}, NOW)
+    elif how == "told, and no answer came":
+        node.store.debts.promise(debt, {image_2.sop_uid: status})
+        node.store.debts.postpone(debt, "no answer", NOW, None)
 
 
-@pytest.mark.parametrize(("status", "stays"), [(0x0000, True), (None, True), (0x0110, False)])
-def test_an_image_that_a_scanner_may_have_deleted_stays_when_custody_is_over(node, status, stays):
+@pytest.mark.parametrize(
+    ("status", "how", "stays"),
+    [
+        (0x0000, "paid", True),
+        (0x0000, "told, and no answer came", True),
+        (None, "asked", True),
+        (0x0110, "paid", False),
+    ],
+)
+def test_an_image_that_a_scanner_may_have_deleted_stays_after_custody(node, status, how, stays):
     node.delivered()
-    promise(node, status, f"{SERIES}.2")
+    promise(node, status, how)
 
     assert (ORIGINALS not in kinds(node.purge())) == stays
     assert bool(node.paths("in")) == stays
@@ -171,7 +183,7 @@ def forwarded(node):
 
 def test_a_promise_ends_when_an_archive_has_committed_the_image(node):
     forwarded(node)
-    promise(node, 0x0000, f"{SERIES}.2")
+    promise(node, 0x0000)
 
     assert kinds(node.purge()) == [ORIGINALS]
     assert node.paths("in") == []
@@ -205,7 +217,7 @@ def test_the_folders_go_with_their_last_file(node):
 
     state = node.settings.node.state_dir
     assert [path.name for path in (state / "in").iterdir()] == [".locks"]
-    assert list((state / "out").glob("*/*")) == []
+    assert list((state / "out").iterdir()) == []
 
 
 def test_retention_that_is_off_deletes_nothing(node):
@@ -239,7 +251,43 @@ def test_a_file_outside_of_the_state_folder_is_never_touched(node, tmp_path):
         )
 
     assert kinds(node.purge()) == [DERIVED]
+    assert kinds(node.purge(dry=True)) == []
     assert foreign.exists() and len(node.paths("in")) == 3
+
+
+def test_a_part_of_the_state_folder_may_lie_on_another_disk(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with aged_node(tmp_path) as node:
+        shutil.rmtree(node.files.root)
+        node.files.root.symlink_to(other)
+        (other / ".locks").mkdir()
+        node.delivered()
+
+        assert kinds(node.purge()) == [DERIVED, ORIGINALS]
+    assert [path.name for path in other.iterdir()] == [".locks"]
+
+
+def test_a_folder_that_refuses_keeps_no_other_from_going(node):
+    node.delivered()
+    node.received(1, "1.2.9")
+    node.store.jobs.transition(node.job("1.2.9").id, "skip", NOW)
+    (path,) = [path for path in node.paths("in") if path.parent.name == "1.2.9"]
+    path.unlink()
+    path.mkdir()  # no file any more: it cannot be unlinked
+
+    assert len(node.purge()) == 2
+    assert len(node.store.removals.unfinished()) == 1
+    path.rmdir()
+    node.purge()
+    assert node.store.removals.unfinished() == []
+
+
+def test_one_run_of_housekeeping_takes_a_part_and_the_next_one_goes_on(node):
+    for number in range(3):
+        node.store.jobs.transition(node.received(1, f"1.2.{number}").id, "skip", NOW)
+
+    assert [len(node.purge(most=2)) for _ in range(3)] == [2, 1, 0]
 
 
 def decided(node):

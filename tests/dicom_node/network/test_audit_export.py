@@ -183,6 +183,28 @@ def test_a_delivery_is_a_transfer_from_us(node, collector):
     assert study.attrib["ParticipantObjectID"]
 
 
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [("retention.deleted", "110103"), ("retention.study_deleted", "110105")],
+)
+def test_a_deletion_names_study_series_and_instances(node, collector, event, code):
+    what = {"study": "1.2", "series": "1.2.3", "counts": {"1.2.840.10008.5.1.4.1.1.4": 176}}
+    node.store.audit.record(event, NOW, job=node.job.id, kind="originals", **what)
+
+    export(node)
+
+    message = collector.messages()[-1]
+    (study,) = message.findall("ParticipantObjectIdentification")
+    (part,) = study.findall("ParticipantObjectDescription/SOPClass")
+    assert coded(message.find("EventIdentification"), "EventID") == code
+    assert message.find("EventIdentification").attrib["EventActionCode"] == "D"
+    assert roles(message) == {node.settings.node.ae_title: "110150"}
+    assert study.attrib["ParticipantObjectID"] == "1.2"
+    detail = study.find("ParticipantObjectDetail").attrib["value"]
+    assert base64.b64decode(detail).decode() == "1.2.3"
+    assert part.attrib["NumberOfInstances"] == "176"
+
+
 def test_a_caller_who_was_turned_away_is_in_the_trail_and_at_the_collector(node, collector):
     Complaints().note("stranger", "association.rejected", reason="unknown", address="10.0.0.9")
 

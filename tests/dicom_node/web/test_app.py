@@ -12,8 +12,9 @@ from dicom_node.web import views
 from dicom_node.web.app import Probe, create_app
 from dicom_node.worker import Worker
 from sr_engine.dicom.scanner import PATIENT_ID, PATIENT_NAME
+from tests.dicom_node.aged import aged_node
 from tests.dicom_node.nodes import copying_engine, queued_node
-from tests.rigs import rig_settings
+from tests.rigs import NOW, rig_settings
 
 
 def client_of(settings, store, *, listening=True, failing=()):
@@ -152,6 +153,35 @@ def test_a_full_disk_is_unhealthy(tmp_path):
 
     assert (answer.status_code, answer.json()["free_enough"]) == (503, False)
     node.store.close()
+
+
+@pytest.mark.parametrize(
+    ("reserve_bytes", "text"),
+    [(10**18, "images are refused"), (0, "images are refused, results wait")],
+)
+def test_the_page_says_what_a_full_disk_stops(tmp_path, reserve_bytes, text):
+    node = queued_node(tmp_path)
+    files = {"min_free_bytes": 10**18, "results_reserve_bytes": reserve_bytes}
+    client = client_of(rig_settings(tmp_path / "state", files=files), node.store)
+
+    assert f"B: {text}</dd>" in client.get("/").text
+    assert client.get("/healthz").json()["free_enough_for_results"] == bool(reserve_bytes)
+    use = "results" if reserve_bytes == 0 else "incoming"
+    assert f'dicom_node_disk_room_bytes{{use="{use}"}} -' in client.get("/metrics").text
+    node.store.close()
+
+
+def test_the_job_page_says_what_retention_has_deleted(tmp_path):
+    with aged_node(tmp_path) as node:
+        job = node.received()
+        node.store.jobs.transition(node.published().id, "fail", NOW, reason="refused for good")
+        node.purge()
+
+        text = client_of(node.settings, node.store).get(f"/jobs/{job.id}").text
+
+    assert re.search(r"Received files</th><td>deleted [-0-9]+ [:0-9]+ UTC: DEAD since", text)
+    assert "Result files" in text
+    assert "3 of its images were deleted. Send the series to this node again, then:" in text
 
 
 def test_a_database_that_does_not_answer_is_503_in_one_line(node, page):
