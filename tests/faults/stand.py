@@ -146,7 +146,7 @@ class StandNode(Node):
         *,
         port: int,
         pacs: tuple[str, int],
-        commitment: bool = True,
+        asks: bool = True,
         rules: str = RULES,
         workers: int = 1,
         cold: bool = False,
@@ -162,7 +162,7 @@ class StandNode(Node):
         peer = (
             f'[[peers]]\nname = "pacs"\nae_title = "{pacs[0]}"\nhost = "127.0.0.1"\n'
             f'port = {pacs[1]}\nroles = ["source", "destination"]\n'
-            f"commitment = {str(commitment).lower()}\n"
+            f"commitment = {str(asks).lower()}\n"
         )
         super().__init__(
             folder,
@@ -217,6 +217,15 @@ class StandNode(Node):
             if one.pid == pid:
                 one.kill()
                 one.wait()
+
+    def command(self, name: str, *arguments: str) -> str:
+        """Run another `dicom-node` command, warm; return what it said, fail where it failed."""
+        said = self.folder / f"{name}.log"
+        said.unlink(missing_ok=True)
+        command = Command([name, "--config", str(self.config), *arguments], said)
+        code = command.wait(300.0)
+        assert code == 0, f"{name}: {code}: {said.read_text()[-500:]}"
+        return said.read_text()
 
     def stop(self, *arguments: Any, **options: Any) -> int:
         """End workers and service."""
