@@ -19,6 +19,7 @@ from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
 from dicom_node.store.transactions import Reference
+from dicom_node.store.waits import WaitStore
 
 __all__ = [
     "AuditRow",
@@ -81,6 +82,7 @@ class Store:
         self.debts = DebtStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
+        self.waits = WaitStore(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

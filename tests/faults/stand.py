@@ -181,7 +181,7 @@ class StandNode(Node):
         """The file of the SQLite database."""
         return self.folder / "state" / "node.db"
 
-    def start(self, wait: bool = True) -> "StandNode":
+    def start(self, wait: bool = True, workers: bool = True) -> "StandNode":
         """Start the service, and the workers that do not run."""
         if self.cold:
             super().start(wait=False)
@@ -191,7 +191,7 @@ class StandNode(Node):
             )
         if wait:
             self.wait_until_it_listens()
-        if not self.cold:
+        if workers:
             self.tend()
         return self
 
