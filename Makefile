@@ -59,13 +59,13 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
-KILLS ?= 200
+KILLS ?= 1000
 CONNECTIONS ?= 10000
 
 .PHONY: faults
 faults: system-packages .venv/test.stamp ## KILLS times kill -9 on the way of a series; CONNECTIONS useless connections
-	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS) \
-	  $(addprefix --series ,$(wildcard ../shared/data/series/p01*))
+	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS)
+	$(BIN)/python -m tests.faults.network
 	$(BIN)/python -m tests.faults.connections --count $(CONNECTIONS)
 
 .PHONY: soak

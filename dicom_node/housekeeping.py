@@ -1,9 +1,10 @@
 """What the service does again and again: one table, run by APScheduler."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 
@@ -21,6 +22,10 @@ from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
 
 log = telemetry.get_logger()
+
+
+LEAST_STEP_S = 2.0  # less is the clock's own business
+LONGEST_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,50 @@ class Failures:
         """Return the tasks whose last run failed."""
         with self._lock:
             return sorted(self._names)
+
+
+class ClockGuard:
+    """Notices by the monotonic clock that the wall clock was set, and restarts what waits by it.
+
+    Without it a clock that is set back holds up everything until it has caught up, APScheduler
+    included; one that is set forward ends the wait for slices that are still to come.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Compare from now on; `wall` and `monotonic` tell seconds."""
+        self._store, self._settings = store, settings
+        self._wall, self._monotonic = wall, monotonic
+        self._lock = Lock()
+        self._ahead_s = wall() - monotonic()
+        self.wake: Callable[[], None] = lambda: None
+
+    def check(self) -> None:
+        """Restart every wait if the wall clock was set since the last look.
+
+        Raises
+        ------
+        StoreUnavailable
+            If the database does not answer; the next look sees the same step.
+        """
+        with self._lock:
+            before = self._monotonic()
+            ahead_s, after = self._wall() - before, self._monotonic()
+            step_s = ahead_s - self._ahead_s
+            if after - before > LONGEST_LOOK_S:  # the processor was away between the two
+                return
+            if abs(step_s) >= LEAST_STEP_S:
+                now = utc_now()
+                lease = timedelta(seconds=self._settings.engine.lease_s)
+                self._store.waits.restart(now, lease, not_after=now, step_s=step_s)
+                self.wake()
+            self._ahead_s = ahead_s
 
 
 def assemble(store: Store, settings: Settings, now: datetime) -> None:
@@ -127,9 +176,17 @@ PERIODIC = (
 )
 
 
-def run_guarded(task: Task, store: Store, settings: Settings, failures: Failures) -> None:
+def run_guarded(
+    task: Task,
+    store: Store,
+    settings: Settings,
+    failures: Failures,
+    clock: ClockGuard | None = None,
+) -> None:
     """Run one task once; a failure is logged and remembered, and the next run comes anyway."""
     try:
+        if clock is not None:
+            clock.check()
         task.run(store, settings, utc_now())
     except StoreUnavailable as error:  # says all in one line, which comes every second
         log.error("housekeeping.failed", name=task.name, reason=str(error))
@@ -141,15 +198,18 @@ def run_guarded(task: Task, store: Store, settings: Settings, failures: Failures
         failures.note(task.name, failed=False)
 
 
-def start(store: Store, settings: Settings, failures: Failures) -> BackgroundScheduler:
+def start(
+    store: Store, settings: Settings, failures: Failures, clock: ClockGuard | None = None
+) -> BackgroundScheduler:
     """Run every task of PERIODIC in its rhythm until ``shutdown()``."""
+    clock = clock or ClockGuard(store, settings)
     scheduler = BackgroundScheduler(timezone="UTC")
     for task in PERIODIC:
         scheduler.add_job(
             run_guarded,
             "interval",
             seconds=task.every_s,
-            args=(task, store, settings, failures),
+            args=(task, store, settings, failures, clock),
             id=task.name,
             coalesce=True,
             max_instances=1,
@@ -157,4 +217,11 @@ def start(store: Store, settings: Settings, failures: Failures) -> BackgroundSch
             next_run_time=utc_now(),
         )
     scheduler.start()
+    clock.wake = lambda: run_all_now(scheduler)
     return scheduler
+
+
+def run_all_now(scheduler: BackgroundScheduler) -> None:
+    """Let every task run now, and in its rhythm from now on: its time of day is a wrong one."""
+    for job in scheduler.get_jobs():
+        job.modify(next_run_time=utc_now())

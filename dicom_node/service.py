@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import uvicorn
 
@@ -31,6 +32,7 @@ log = telemetry.get_logger()
 TICK_S = 0.5
 BACKOFF_S = (0.5, 2.0, 5.0, 15.0, 60.0)  # a worker that dies again and again
 SETTLED_S = 60.0  # a worker that lived this long starts from the shortest back-off again
+LONGEST_PAUSE_S = 600.0  # before another attempt at a job, or another audit export
 KILL_AFTER_S = 5.0  # what a worker gets on top of the drain before it is killed
 
 
@@ -267,7 +269,8 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         parts.callback(web.stop)
         sender = Sender(store, settings)
         sender.start()
-        scheduler = housekeeping.start(store, settings, failures)
+        clock = housekeeping.ClockGuard(store, settings)
+        scheduler = housekeeping.start(store, settings, failures, clock)
         stop = Stop(at_once=pool.kill)
         pool.tend()
         started = {"port": scp.port, "url": web.address, "workers": workers}
@@ -276,7 +279,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         say(f"status page  {web.address}")
         if scp.tls_port:
             say(f"TLS          {settings.node.ae_title} at {settings.node.host}:{scp.tls_port}")
-        tend_until(stop, pool, store, settings)
+        tend_until(stop, pool, store, settings, clock)
         scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
         drain(settings.node.drain_s, pool, scp, sender)
         leave(store)
@@ -303,17 +306,32 @@ def leave(store: Store) -> None:
 
 def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
     """Bring the state folder and the queue in order after whatever ended the last service."""
+    now = utc_now()
     removed = intake.recover(files, store)
-    expired = expire_gone_workers(store, utc_now(), settings.engine.max_attempts)
+    expired = expire_gone_workers(store, now, settings.engine.max_attempts)
+    # Scanners that we have cut get their time again; the clock may have been set meanwhile.
+    longest_s = settings.commitment.timeout_s + settings.sending.backoff_last_s
+    store.waits.restart(
+        now,
+        timedelta(seconds=settings.engine.lease_s),
+        not_after=now + timedelta(seconds=max(longest_s, LONGEST_PAUSE_S)),
+    )
     log.info("service.recover", count=len(removed), jobs=expired)
 
 
-def tend_until(stop: Stop, pool: WorkerPool, store: Store, settings: Settings) -> None:
-    """Keep the workers alive until the end is asked for."""
+def tend_until(
+    stop: Stop,
+    pool: WorkerPool,
+    store: Store,
+    settings: Settings,
+    clock: housekeeping.ClockGuard,
+) -> None:
+    """Keep the workers alive until the end is asked for; mind that the clock may be set."""
     while not stop.wait(TICK_S):
-        if not pool.tend():
-            continue
+        died = pool.tend()
         try:
-            expire_gone_workers(store, utc_now(), settings.engine.max_attempts)
+            clock.check()
+            if died:
+                expire_gone_workers(store, utc_now(), settings.engine.max_attempts)
         except StoreUnavailable as error:  # housekeeping does it again every few seconds
             log.warning("service.store_unavailable", error=str(error))

@@ -21,6 +21,7 @@ from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
 from dicom_node.store.transactions import Reference
+from dicom_node.store.waits import WaitStore
 
 __all__ = [
     "AuditRow",
@@ -88,6 +89,7 @@ class Store:
         self.removals = RemovalStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
+        self.waits = WaitStore(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

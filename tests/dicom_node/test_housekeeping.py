@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dicom_node import housekeeping, telemetry
-from dicom_node.housekeeping import PERIODIC, Failures, Task, run_guarded
+from dicom_node.housekeeping import PERIODIC, ClockGuard, Failures, Task, run_guarded
 from dicom_node.states import JobState
 from dicom_node.worker import Worker, attempts_dir
 from tests.dicom_node.aged import LONG, aged_node
@@ -129,3 +129,47 @@ def test_the_scheduler_assembles_by_itself(tmp_path):
 
     assert node.job.state is JobState.QUEUED
     node.store.close()
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "monotonic_s", "noticed"),
+    [
+        (10.0, 10.0, []),
+        (11.9, 10.0, []),  # a clock that is being disciplined
+        (10.0 - 86400, 10.0, [-86400.0]),
+        (10.0 + 3600, 10.0, [3600.0]),
+        (10.0, 10.0 - 86400, [86400.0]),  # the machine slept
+    ],
+)
+def test_a_clock_that_is_set_restarts_what_waits(tmp_path, wall_s, monotonic_s, noticed):
+    node = queued_node(tmp_path)
+    times = {"wall": 0.0, "monotonic": 0.0}
+    woken = []
+    guard = ClockGuard(
+        node.store,
+        node.settings,
+        wall=lambda: 1e9 + times["wall"],
+        monotonic=lambda: times["monotonic"],
+    )
+    guard.wake = lambda: woken.append(1)
+
+    for _ in range(2):
+        times |= {"wall": times["wall"] + wall_s, "monotonic": times["monotonic"] + monotonic_s}
+        guard.check()
+        wall_s = monotonic_s = 1.0  # only the first one is a step
+
+    rows = node.store.audit.listing()
+    assert [row.fields["seconds"] for row in rows if row.event == "clock.set"] == noticed
+    assert len(woken) == len(noticed)
+    node.store.close()
+
+
+def test_a_clock_is_not_judged_by_a_look_that_was_interrupted(node):
+    monotonic = iter([0.0, 1.0, 9.0])  # the processor was away between the second and the third
+    guard = ClockGuard(
+        node.store, node.settings, wall=lambda: 1e9, monotonic=lambda: next(monotonic)
+    )
+
+    guard.check()
+
+    assert "clock.set" not in {row.event for row in node.store.audit.listing()}

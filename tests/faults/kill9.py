@@ -1,268 +1,293 @@
-"""kill -9 of the service and its workers at random moments while a real series is sent.
+"""kill -9 of every process in every state, again and again, while series pass through.
 
-python -m tests.faults.kill9 --series DIR --kills 200
+python -m tests.faults.kill9 --kills 1000
 
-Every round sends one copy of the series, with UIDs of its own, to a node that is killed at random
-moments while it receives, decides, computes and delivers; the scanner (dcmtk's storescu) repeats
-what was not acknowledged, as scanners do. Afterwards every acknowledged instance must be there and
-equal, every job must have ended by itself, and the archive must hold exactly one derived series.
+Several nodes, each with an archive, a worker or two and a scanner of its own, are killed at random
+moments of the state that is due: PLAN says how often each process is to die in each state. It is
+started again at once, and sometimes killed again while it starts. One of the nodes is started from
+a shell with a worker that it keeps itself; the others are forked warm (see `processes`). The
+scanners send again what was not acknowledged. Afterwards everything acknowledged must be there and
+equal, every series must have ended by itself, and each must be at its archive once.
 """
 
 import argparse
-import json
 import os
 import random
-import re
 import signal
 import sys
-import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pydicom
-import torch
-from pydicom.uid import generate_uid
+from tests.faults.accounts import Account, settle_account
+from tests.faults.ledger import Row, main, say
+from tests.faults.processes import Command
+from tests.faults.stand import COMMITTING, ENDED, SENDING, Flight, Stand
 
-from sr_engine.model import bundle
-from sr_engine.model.diffusion import ModelConfig, SuperResolver
-from tests.integration import marks
-from tests.integration.partners import Node, Orthanc, free_port, run_storescu, wait_for
-
-RULES = """
-[[rules]]
-name = "everything MR"
-when = { modality = ["MR"] }
-action = "enhance"
-to = ["orthanc"]
-"""
+WARM_NODES, IN_FLIGHT = 3, 3
+START = "start"
+# Process -> state of the series that is aimed at -> share of all kills. "all" is the service and
+# its workers in one instant, as by a power cut of the machine.
+PLAN = {
+    "serve": {
+        "RECEIVING": 16, "QUEUED": 7, "RUNNING": 8, SENDING: 12, COMMITTING: 12, START: 10,
+    },
+    "worker": {"RECEIVING": 1, "QUEUED": 2, "RUNNING": 14, SENDING: 2, COMMITTING: 1, START: 2},
+    "all": {"RECEIVING": 2, "QUEUED": 2, "RUNNING": 3, SENDING: 2, COMMITTING: 2},
+    "submit": {"RECEIVING": 2},
+}  # fmt: skip
+# How long after the state was seen the kill may come: about as long as the state lasts here.
+WITHIN_S = {"RECEIVING": 0.5, "QUEUED": 0.3, "RUNNING": 1.0, SENDING: 0.5, COMMITTING: 0.3}
 
 
 @dataclass
 class Tally:
-    """What happened in a campaign."""
+    """The kills so far, by process and the state that the series was in; shared by the nodes."""
 
-    rounds: int = 0
-    kills: dict[str, int] = field(default_factory=lambda: {"serve": 0, "worker": 0})
-    states_at_kill: dict[str, int] = field(default_factory=dict)
-    acknowledged: int = 0
-    lost: int = 0
-    unequal: int = 0
-    not_delivered: int = 0
-    duplicate_series: int = 0
-    seconds: float = 0.0
+    wanted: int
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    aimed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cold: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def total_kills(self) -> int:
+    def total(self) -> int:
+        """How many there were."""
         return sum(self.kills.values())
 
     @property
-    def clean(self) -> bool:
-        """Return whether every promise held."""
-        return not (self.lost or self.unequal or self.not_delivered or self.duplicate_series)
+    def enough(self) -> bool:
+        """Whether there were as many as wanted."""
+        return self.total >= self.wanted
+
+    def next_aim(self, rng: random.Random) -> tuple[str, str]:
+        """Return process and state that are furthest behind their share."""
+        with self._lock:
+            shares = {(who, where): n for who, row in PLAN.items() for where, n in row.items()}
+            behind = {
+                cell: (self.kills[cell] + self.aimed[cell] + rng.random()) / share
+                for cell, share in shares.items()
+            }
+            cell = min(behind, key=behind.__getitem__)
+            self.aimed[cell] += 1
+            return cell
+
+    def give_up(self, cell: tuple[str, str]) -> None:
+        """Note that the aim was missed or met: it is no longer under way."""
+        with self._lock:
+            self.aimed[cell] -= 1
+
+    def count(self, who: str, where: str, *, cold: bool) -> None:
+        """Note one kill."""
+        with self._lock:
+            self.kills[who, where] += 1
+            self.cold += cold
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Return the kills as a table."""
+        found: dict[str, dict[str, int]] = {}
+        for (who, where), number in sorted(self.kills.items()):
+            found.setdefault(who, {})[where] = number
+        return found
 
 
-def copy_series(sources: list[Path], folder: Path) -> tuple[str, list[Path]]:
-    """Write the series under new UIDs; return its UID and the files."""
-    folder.mkdir(parents=True)
-    series_uid, study_uid, paths = generate_uid(), generate_uid(), []
-    for number, source in enumerate(sources):
-        dataset = pydicom.dcmread(source)
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series_uid, study_uid
-        dataset.SOPInstanceUID = generate_uid()
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        paths.append(folder / f"{number:04d}.dcm")
-        dataset.save_as(paths[-1])
-    return series_uid, paths
+class Killer:
+    """One node and who kills it; `run` works until the tally has enough."""
 
+    def __init__(self, stand: Stand, tally: Tally) -> None:
+        self.stand, self.node, self.tally = stand, stand.node, tally
+        self.random = stand.random
 
-def acknowledged_of(output: str, sent: list[Path]) -> set[Path]:
-    """Return the files that storescu -v reports a Success for."""
-    known, done, current = {str(path): path for path in sent}, set(), None
-    for line in output.splitlines():
-        name = re.search(r"Sending file: (.+)$", line)
-        if name:
-            current = known.get(name.group(1).strip())
-        elif "Received Store Response (Success)" in line and current is not None:
-            done.add(current)
-    return done
+    def run(self) -> None:
+        """Aim and kill until there were enough."""
+        while not self.tally.enough:
+            cell = self.tally.next_aim(self.random)
+            try:
+                self._one(*cell)
+            finally:
+                self.tally.give_up(cell)
 
+    def _one(self, who: str, where: str) -> None:
+        if where == START:
+            self._kill_starting(who)
+        elif who == "submit":
+            self._kill_submit()
+        elif where == "RECEIVING":
+            self._kill_receiving(who)
+        else:
+            self._kill_in(who, where)
 
-class Campaign:
-    """A node, an archive, and somebody with kill -9."""
-
-    def __init__(self, folder: Path, sources: list[Path], seed: int) -> None:
-        self.folder, self.sources, self.random = folder, sources, random.Random(seed)
-        self.tally = Tally()
-        torch.manual_seed(0)
-        weights = folder / "small.safetensors"
-        model = SuperResolver(ModelConfig(widths=(4, 8), condition_channels=4, condition_width=4))
-        bundle.save(weights, model, {"stage": "student"})
-        port = free_port()
-        self.archive = Orthanc(folder / "orthanc", port)
-        self.node = Node(
-            folder / "node",
-            archives=[self.archive],
-            port=port,
-            rules=RULES,
-            assembly="idle_s = 1.5",
-            engine=(
-                f'weights = "{weights}"\nsteps = 1\ndevice = "cpu"\nspacing_mm = 3.0\n'
-                "lease_s = 4.0\nheartbeat_s = 1.0\nmax_attempts = 100"
-            ),
-        )
-        self.sent: dict[str, list[Path]] = {}
-
-    def start(self) -> None:
-        """Start archive and node."""
-        self.archive.start()
-        self.node.start()
-
-    def round(self, kills: int) -> None:
-        """Send one copy; kill `kills` times on its way; wait for its end."""
-        self.tally.rounds += 1
-        name = f"round{self.tally.rounds:03d}"
-        series_uid, paths = copy_series(self.sources, self.folder / name)
-        self.sent[series_uid] = paths
-        during_send = self.random.randint(0, max(1, 3 * kills // 4))
-        waiting = list(paths)
-        for _ in range(during_send):
-            waiting = self._send_and_kill(waiting)
-        wait_for("all are acknowledged", lambda: not self._send(waiting), 120)
-        for _ in range(kills - during_send - 1):
-            time.sleep(self.random.uniform(0.05, 6.0))
-            self._kill(self.random.choice(["serve", "worker"]), series_uid)
-        if kills > during_send:
-            self._kill_while_delivering(series_uid)
-        job = self.node.wait_state(series_uid, ["DELIVERED", "DEAD", "HELD"], 240)
-        self.tally.not_delivered += job["state"] != "DELIVERED"
-
-    def _send(self, waiting: list[Path]) -> list[Path]:
-        """Send what is waiting; take out, in place, and count what was acknowledged."""
-        if waiting:
-            done = run_storescu(self.node.port, waiting, seconds=120)
-            acknowledged = acknowledged_of(done.stdout + done.stderr, waiting)
-            self.tally.acknowledged += len(acknowledged)
-            waiting[:] = [path for path in waiting if path not in acknowledged]
-        return waiting
-
-    def _send_and_kill(self, waiting: list[Path]) -> list[Path]:
-        """Send, and kill the service at a moment on the way."""
-        assert self.node.process is not None
-        timer = threading.Timer(self.random.uniform(0.0, 0.6), self.node.process.kill)
-        timer.start()
-        self._send(waiting)
-        timer.join()
-        self._count("serve", "RECEIVING")
-        self._restart()
-        return waiting
-
-    def _kill(self, what: str, series_uid: str) -> None:
-        job = self.node.job(series_uid)
-        state = job["state"] if job else "none"
-        if what == "worker":
-            workers = self.node.workers()
-            if not workers:
-                return
-            os.kill(workers[0], signal.SIGKILL)
-            self._count("worker", state)
+    def _kill_in(self, who: str, where: str) -> None:
+        """Kill while a series is in a state; what is seen right before the kill is counted."""
+        flight = self._await(where)
+        if flight is None:
             return
-        assert self.node.process is not None
-        self.node.process.kill()
-        self._count("serve", state)
+        time.sleep(self.random.uniform(0.0, WITHIN_S[where]) * self.random.random())
+        self._kill(who, flight)
         self._restart()
 
-    def _kill_while_delivering(self, series_uid: str) -> None:
-        """Kill the service a moment after the result is published."""
-        states = ("DERIVED", "DELIVERED", "DEAD", "HELD")
-        end = time.monotonic() + 240
-        while time.monotonic() < end and self.node.job(series_uid)["state"] not in states:
-            time.sleep(0.02)
-        time.sleep(self.random.uniform(0.0, 0.8))
-        self._kill("serve", series_uid)
+    def _kill_receiving(self, who: str) -> None:
+        """Kill while the scanner sends."""
+        flight = self.stand.new()
+        sender = threading.Thread(target=self.stand.send, args=(flight,))
+        sender.start()
+        time.sleep(self.random.uniform(0.0, WITHIN_S["RECEIVING"]))
+        self._kill(who, flight, otherwise="RECEIVING")
+        sender.join()
+        self._restart()
+        self._resend()
+
+    def _kill_submit(self) -> None:
+        """Kill `dicom-node submit` while it imports; a person then runs it again."""
+        flight = self.stand.new()
+        arguments = ["submit", "--config", str(self.node.config), *map(str, flight.paths)]
+        importer = Command(arguments, self.node.folder / "submit.log")
+        time.sleep(self.random.uniform(0.02, 0.4))
+        if importer.poll() is None:
+            importer.kill()
+            self.tally.count("submit", "RECEIVING", cold=False)
+        importer.wait()
+        self.node.command("submit", *map(str, flight.paths))
+        flight.acknowledged |= set(flight.paths)
+
+    def _kill_starting(self, who: str) -> None:
+        """Kill what has just been started, on its way."""
+        self._kill_processes(who)
+        self.tally.count(who, self._most_advanced(), cold=self.node.cold)
+        self.node.start(wait=False)
+        took_s = 6.0 if self.node.cold else 0.3
+        time.sleep(self.random.uniform(0.0, took_s))
+        if who == "worker" and not self.node.workers():
+            self._restart()
+            return
+        self._kill_processes(who)
+        self.tally.count(who, START, cold=self.node.cold)
+        self._restart()
+
+    def _kill(self, who: str, flight: Flight, otherwise: str = "") -> None:
+        state = otherwise or self.node.states().get(flight.series_uid, "RECEIVING")
+        if self._kill_processes(who):
+            self.tally.count(who, "ended" if state in ENDED else state, cold=self.node.cold)
+
+    def _kill_processes(self, who: str) -> bool:
+        """Return whether there was somebody to kill."""
+        workers = self.node.workers() if who != "serve" else []
+        if who == "worker":
+            victims = workers[: self.random.randint(1, 2)]
+        else:
+            assert self.node.process is not None
+            victims = [self.node.process.pid, *workers]
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if who != "worker" and self.node.process is not None:
+            self.node.process.wait(30)
+        return bool(victims)
 
     def _restart(self) -> None:
+        """Start again what does not run."""
         assert self.node.process is not None
-        self.node.process.wait(20)
-        self.node.start()
+        if self.node.process.poll() is not None:
+            self.node.start()
+        else:
+            self.node.wait_until_it_listens()
+            self.node.tend()
 
-    def _count(self, what: str, state: str) -> None:
-        self.tally.kills[what] += 1
-        where = f"{what} in {state}"
-        self.tally.states_at_kill[where] = self.tally.states_at_kill.get(where, 0) + 1
+    def _await(self, where: str, seconds: float = 30.0) -> Flight | None:
+        """Return a series in the state that is wanted; None when none came there in time."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.tally.enough:
+            states = self.node.states()
+            live = [f for f in self.stand.flights if states.get(f.series_uid, "") not in ENDED]
+            for flight in live:
+                if states.get(flight.series_uid) == where:
+                    return flight
+            if len(live) < IN_FLIGHT:
+                self.stand.new()
+            self._resend()
+            self.node.tend()
+            time.sleep(0.01)
+        return None
 
-    def settle(self) -> Tally:
-        """Check every promise; return the tally."""
-        stored = {
-            path.stem: path for path in (self.folder / "node" / "state" / "in").rglob("*.dcm")
-        }
-        for paths in self.sent.values():
-            for path in paths:
-                dataset = pydicom.dcmread(path)
-                kept = stored.get(str(dataset.SOPInstanceUID))
-                if kept is None:
-                    self.tally.lost += 1
-                elif pydicom.dcmread(kept) != dataset:
-                    self.tally.unequal += 1
-        derived = [
-            row for row in self.archive.series()
-            if row["MainDicomTags"]["SeriesInstanceUID"] not in self.sent
-        ]  # fmt: skip
-        self.tally.duplicate_series = abs(len(derived) - len(self.sent))
-        verified = self.node.cli("verify")
-        if verified.returncode != 0:
-            print(verified.stdout, verified.stderr, file=sys.stderr)
-            self.tally.lost += 1
-        return self.tally
+    def _resend(self) -> None:
+        for flight in self.stand.flights:
+            if flight.waiting:
+                self.stand.send_all(flight)
 
-    def stop(self) -> None:
-        """End node and archive."""
+    def _most_advanced(self) -> str:
+        """Return the state of the live series that is furthest, for a kill that aims at none."""
+        states = [state for state in self.node.states().values() if state not in ENDED]
+        order = [COMMITTING, SENDING, "RUNNING", "QUEUED", "RECEIVING"]
+        return next((state for state in order if state in states), "ended")
+
+
+def campaign(
+    folder: Path,
+    kills: int,
+    seed: int,
+    *,
+    nodes: int = WARM_NODES,
+    cold: bool = True,
+    sources: Sequence[Path] = (),
+) -> Row:
+    """Run a campaign of `kills` kills and return its row; `sources` are the files of one series."""
+    tally = Tally(wanted=kills)
+    stands = [
+        Stand(
+            folder / f"stand{number}",
+            seed=seed * 100 + number,
+            workers=1 + number % 2,
+            sources=sources,
+        )
+        for number in range(nodes)
+    ]
+    if cold:
+        stands.append(Stand(folder / "cold", seed=seed * 100 + 99, cold=True, sources=sources))
+    accounts: list[Account] = []
+    errors: list[str] = []
+
+    def work(stand: Stand) -> None:
         try:
-            self.node.stop()
-        finally:
-            self.archive.stop()
+            with stand:
+                Killer(stand, tally).run()
+                finish(stand)
+                accounts.append(settle_account(stand))
+        except Exception as error:  # a thread of ours: the row must show it
+            errors.append(f"{stand.folder.name}: {type(error).__name__}: {error}")
+            tally.wanted = 0
+
+    threads = [threading.Thread(target=work, args=(stand,)) for stand in stands]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        threads[0].join(10.0)
+        threads[-1].join(5.0)
+        say(f"{tally.total} kills")
+    row = Row(name="kill9", unit="kills", count=tally.total)
+    for account in accounts:
+        row.account.add(account)
+    row.account.problems += errors
+    row.details = {"kills": tally.table(), "of which started from a shell": tally.cold}
+    return row
 
 
-def run(folder: Path, sources: list[Path], kills: int, per_round: int, seed: int) -> Tally:
-    """Run a campaign of `kills` kills; return its tally."""
-    started = time.monotonic()
-    campaign = Campaign(folder, sources, seed)
-    try:
-        campaign.start()
-        while campaign.tally.total_kills < kills:
-            left = kills - campaign.tally.total_kills
-            campaign.round(min(per_round, left))
-            tally = campaign.tally
-            print(f"round {tally.rounds}: {tally.total_kills} kills", file=sys.stderr, flush=True)
-        tally = campaign.settle()
-    finally:
-        campaign.stop()
-    tally.seconds = round(time.monotonic() - started, 1)
-    return tally
+def finish(stand: Stand) -> None:
+    """Let everything that is under way come to its end."""
+    for flight in stand.flights:
+        stand.send_all(flight)
+    stand.settle(240.0)
 
 
-def source_files(series: Path | None, folder: Path) -> list[Path]:
-    """Return the files of `series`, or of a phantom written into `folder`."""
-    if series is None:
-        return marks.write_marked(folder / "phantom", marks.marked_volume("axial")[0])
-    return sorted(path for path in series.iterdir() if path.is_file())
-
-
-def main() -> int:
-    """Run the campaign of the command line; 0 when every promise held."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--series", type=Path, help="folder of one MR series [a phantom]")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--per-round", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kill9-") as folder:
-        sources = source_files(arguments.series, Path(folder))
-        tally = run(Path(folder), sources, arguments.kills, arguments.per_round, arguments.seed)
-    print(json.dumps(vars(tally), indent=1))
-    return 0 if tally.clean else 1
+def run(folder: Path, arguments: argparse.Namespace) -> Row:
+    """Run what the command line asks for."""
+    sources = sorted(arguments.series.iterdir()) if arguments.series else ()
+    return campaign(folder, arguments.kills, arguments.seed, sources=sources)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("kill9", __doc__, run, kills=1000, series=None))
