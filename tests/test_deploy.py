@@ -13,6 +13,7 @@ import yaml
 from dicom_node import telemetry
 from dicom_node.housekeeping import PERIODIC
 from dicom_node.settings import load_settings
+from dicom_node.store.engines import parse_url
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -92,6 +93,26 @@ def test_the_compose_node_and_its_archive_know_each_other(compose):
         settings.node.port,
     )
     assert {pacs.host, node_as_seen["Host"]} <= set(compose["services"])
+
+
+def test_the_compose_node_keeps_its_state_in_the_database_beside_it(compose):
+    url = parse_url(load_settings(DEPLOY / "compose-node.toml", {}).database_url)
+    server = compose["services"][url.host]
+    made = server["environment"]
+
+    assert url.drivername == "postgresql+psycopg"
+    assert (url.username, url.database) == (made["POSTGRES_USER"], made["POSTGRES_DB"])
+    assert "ports" not in server
+    for name in ("node", "worker"):
+        given = compose["services"][name]["environment"]["PGPASSWORD"]
+        assert given == made["POSTGRES_PASSWORD"]
+    # Nobody starts it with a password that stands in a public file.
+    assert url.password is None and given.startswith("${DATABASE_PASSWORD:?")
+    assert compose["services"]["node"]["depends_on"][url.host]["condition"] == "service_healthy"
+
+
+def test_the_image_brings_the_driver_of_postgresql():
+    assert ".[postgresql]" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_the_image_runs_without_root_and_tells_its_health():

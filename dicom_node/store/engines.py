@@ -111,10 +111,9 @@ def begin_sqlite(connection: sa.Connection) -> None:
 
 def postgresql(url: sa.URL) -> sa.Engine:
     """Return the engine of a PostgreSQL server; raise SettingsError without its driver."""
-    options = PATIENCE | {name: str(value) for name, value in url.query.items()}
     try:
         engine = sa.create_engine(
-            url.set(query=options),
+            url.set(query={**PATIENCE, **url.query}),
             isolation_level="READ COMMITTED",  # after waiting for a lock, see what is there now
             pool_pre_ping=True,  # the server may have been restarted
             json_serializer=json_text,
