@@ -39,6 +39,14 @@ PEAKS = {
 }
 
 
+# Under inference_mode a convolution is seen before it is taken apart, otherwise after.
+CONVOLUTIONS = (
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv_transpose2d.input,
+    torch.ops.aten.convolution.default,
+)
+
+
 class TrafficCounter(TorchDispatchMode):
     """Adds up the bytes that convolutions read and write, as if all else were fused into them."""
 
@@ -48,7 +56,7 @@ class TrafficCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
+        if func in CONVOLUTIONS:
             moved = [part for part in (*args, out) if isinstance(part, torch.Tensor)]
             self.bytes += sum(part.numel() * part.element_size() for part in moved)
         return out
@@ -98,7 +106,7 @@ def roofline(model: SuperResolver, shape: tuple[int, ...], steps: int) -> dict:
         macs += count * macs_per_slice(model, steps, (height, width))
         moved += count * bytes_per_slice(model, steps, (height, width))
     least = {
-        name: round(max(2 * macs / peak.flop_per_s, moved / peak.bytes_per_s), 4)
+        name: float(f"{max(2 * macs / peak.flop_per_s, moved / peak.bytes_per_s):.3g}")
         for name, peak in PEAKS.items()
     }
     return {
