@@ -1,8 +1,8 @@
 """Time and memory of one job by stage, beside a plain run of the same network."""
 
+import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,22 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from highdicom import Volume
-from torch.utils.flop_counter import FlopCounterMode
 
 from sr_engine.dicom.scanner import write_acquisition
 from sr_engine.dicom.writer import JobIdentity
-from sr_engine.inference import choose_device, predict_slices
+from sr_engine.inference import choose_device
 from sr_engine.model import bundle as bundles
-from sr_engine.model.autoencoder import FACTOR
-from sr_engine.model.diffusion import Condition, SuperResolver, parameter_count
-from sr_engine.model.unet import ACQUISITION_FIELDS, G_CHANNELS
+from sr_engine.model.diffusion import SuperResolver, parameter_count
+from sr_engine.model.run import computes_in_half, predict_slices
+from sr_engine.model.speed import SLICE, macs_per_slice, roofline, volume_seconds
 from sr_engine.pipeline import enhance
 from sr_engine.recipe import Recipe
 
 Progress = Callable[[str, float], None]
 WHOLE_HEAD = (180, 224, 224)  # voxels of 1 mm: 258 x 320 x 320 of 0.7 mm come out
-PLAIN_SLICES = 6  # of the plain run are timed, two an axis; the rest would take as long each
-SLICE = 256  # side of the slice whose multiply-accumulates are counted
+PLAIN_SLICES = 2  # of the plain run are timed an axis; the rest would take as long each
 
 
 def synthetic_head(shape: tuple[int, int, int] = WHOLE_HEAD) -> Volume:
@@ -47,44 +45,15 @@ def plain_seconds(
     """Return what a plain float32 run of the network over a volume of `shape` takes.
 
     Every slice of the three axes, one at a time, air and all, in torch's default memory layout.
-    Two slices an axis are timed after one to warm up, and multiplied.
     """
     model = model.to(device, memory_format=torch.contiguous_format)
-    total = 0.0
-    for axis, count in enumerate(shape):
-        height, width = (n for a, n in enumerate(shape) if a != axis)
-        for timed in (False, True):
-            begun = time.perf_counter()
-            for _ in range(PLAIN_SLICES // 3 if timed else 1):
-                predict_slices(model, blank_condition(model, height, width, device), steps=steps)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - begun
-        total += count * seconds / (PLAIN_SLICES // 3)
-    return total
-
-
-def blank_condition(
-    model: SuperResolver, height: int, width: int, device: torch.device
-) -> Condition:
-    """Return the condition of one featureless slice, its sides padded to the network's multiple."""
-    multiple = model.config.multiple
-    rows, columns = height + -height % multiple, width + -width % multiple
-    half = rows // FACTOR, columns // FACTOR
-    return Condition(
-        slices=torch.zeros(1, 2 * model.config.context + 1, rows, columns, device=device),
-        b=torch.zeros(1, 1, *half, device=device),
-        g=torch.zeros(1, G_CHANNELS, *half, device=device),
-        acquisition=torch.zeros(1, len(ACQUISITION_FIELDS), device=device),
+    return volume_seconds(
+        lambda given: predict_slices(model, given, steps=steps),
+        model,
+        shape,
+        device,
+        timed=PLAIN_SLICES,
     )
-
-
-def macs_per_slice(model: SuperResolver, steps: int) -> int:
-    """Return the multiply-accumulates of one slice of SLICE x SLICE through the whole network."""
-    place = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter:
-        predict_slices(model, blank_condition(model, SLICE, SLICE, place), steps=steps)
-    return int(counter.get_total_flops()) // 2
 
 
 def bench(
@@ -125,7 +94,10 @@ def bench(
         "torch": torch.__version__,
         "weights_sha256": loaded.sha256,
         "parameters": parameter_count(loaded.model),
+        "bfloat16": computes_in_half(place),
+        "load": [round(load, 1) for load in os.getloadavg()],
         "macs_per_slice": macs_per_slice(loaded.model, steps),
+        "roofline": roofline(loaded.model, result.shape, steps),
         "steps": steps,
         "instances_in": len(paths),
         "instances_out": len(result.written.paths),
@@ -133,6 +105,8 @@ def bench(
         "passed": result.report.passed,
         "seconds": result.stages.seconds,
         "seconds_total": round(sum(result.stages.seconds.values()), 2),
+        "cpu_seconds": result.stages.cpu_seconds,
+        "cpu_seconds_total": round(sum(result.stages.cpu_seconds.values()), 2),
         "plain_seconds": round(plain, 2),
         "plain_over_student": round(plain / student, 2),
         "peak_mib": result.stages.peak_mib,
@@ -146,11 +120,13 @@ def table(report: dict) -> str:
         f"{report['instances_in']} instances in, {report['instances_out']} out "
         f"({' x '.join(map(str, report['shape']))}), "
         f"{report['steps']} steps, {report['device']}, {report['threads']} threads",
-        f"{'stage':<24}{'seconds':>10}{'peak MiB':>12}",
+        f"{'stage':<24}{'seconds':>10}{'CPU s':>10}{'peak MiB':>12}",
     ]
     for stage, seconds in report["seconds"].items():
-        lines.append(f"{stage:<24}{seconds:>10.2f}{report['peak_mib'][stage]:>12.0f}")
-    lines.append(f"{'total':<24}{report['seconds_total']:>10.2f}")
+        cpu_seconds, peak_mib = report["cpu_seconds"][stage], report["peak_mib"][stage]
+        lines.append(f"{stage:<24}{seconds:>10.2f}{cpu_seconds:>10.2f}{peak_mib:>12.0f}")
+    totals = report["seconds_total"], report["cpu_seconds_total"]
+    lines.append(f"{'total':<24}{totals[0]:>10.2f}{totals[1]:>10.2f}")
     lines.append(
         f"the network alone, plain float32 on every slice: {report['plain_seconds']:.1f} s, "
         f"{report['plain_over_student']:.2f} times the student stage; "

@@ -17,7 +17,7 @@ from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries, read_series
 from sr_engine.dicom.writer import JobIdentity, WrittenSeries, write_series
 from sr_engine.fusion import Fused, fuse
-from sr_engine.inference import NetworkInput, predict_triaxial
+from sr_engine.inference import MEMORY_MIB, NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
 from sr_engine.physics.bias_field import estimate_bias_field
 from sr_engine.physics.forward_model import (
@@ -112,6 +112,7 @@ def enhance_volume(
     *,
     like: Grid | None = None,
     device: str = "auto",
+    memory_mib: int = MEMORY_MIB,
     progress: Progress = silent,
     stages: Stages | None = None,
     predict: Predict = predict_triaxial,
@@ -126,6 +127,8 @@ def enhance_volume(
         Target grid; default: `recipe.spacing_mm`, finer where the acquisition was finer.
     predict
         Runs the network; an evaluation of several recipes runs it once for all.
+    memory_mib
+        What the network may take beside the volumes.
 
     Raises
     ------
@@ -174,6 +177,7 @@ def enhance_volume(
             axes=(0, 1, 2) if recipe.triaxial else (0,),
             device=device,
             seed=recipe.seed,
+            memory_mib=memory_mib,
             progress=lambda share: progress("student", 0.08 + 0.8 * share),
         )
     progress("consistency", 0.9)
@@ -219,6 +223,7 @@ def enhance(
     job: JobIdentity,
     bundle: Bundle,
     device: str = "auto",
+    memory_mib: int = MEMORY_MIB,
     incomplete_release: bool = False,
     progress: Progress = silent,
 ) -> EnhanceResult:
@@ -243,6 +248,7 @@ def enhance(
         recipe,
         bundle,
         device=device,
+        memory_mib=memory_mib,
         progress=progress,
         stages=stages,
     )

@@ -95,7 +95,8 @@ class AxisSlices:
         order = [axis, *(a for a in range(3) if a != axis)]
 
         def turned(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array.transpose(order))).to(device)
+            tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order)))
+            return tensor.pin_memory().to(device) if device.type == "cuda" else tensor
 
         self.order, self.config = order, config
         self.plain = turned(given.volume[box])  # (slices, H, W)

@@ -149,6 +149,7 @@ class EngineSettings(Section):
     weights: Annotated[str, Field(min_length=1)] = "default"
     weights_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    memory_mib: Annotated[int, Field(ge=64, le=1_048_576)] = 1024
     lease_s: Seconds = 60.0
     heartbeat_s: Seconds = 10.0
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3

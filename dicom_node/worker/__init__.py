@@ -247,6 +247,7 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         ),
         bundle=load_bundle(settings.engine.weights, settings.engine.weights_sha256),
         device=settings.engine.device,
+        memory_mib=settings.engine.memory_mib,
         incomplete_release=order.job.incomplete_release,
         progress=progress,
     )

@@ -46,6 +46,9 @@ def _add_enhance(commands) -> None:
     enhance.add_argument("--seed", type=int, default=0)
     enhance.add_argument("--weights", default="default", help="bundled name or file")
     enhance.add_argument("--no-consistency", action="store_true", help="skip the data step")
+    enhance.add_argument(
+        "--memory-mib", type=int, default=1024, help="for the network, beside the volumes [1024]"
+    )
     enhance.add_argument("--json", action="store_true", help="print one JSON document")
     enhance.set_defaults(run=run_enhance)
 
@@ -137,6 +140,7 @@ def _enhance_nifti(arguments: argparse.Namespace, recipe: Recipe, weights) -> di
         weights,
         like=like,
         device=arguments.device,
+        memory_mib=arguments.memory_mib,
         progress=progress_printer(arguments.json),
     )
     write_nifti(arguments.output, result.volume)
@@ -155,6 +159,7 @@ def _enhance_series(arguments: argparse.Namespace, recipe: Recipe, weights) -> d
         job=JobIdentity(job_id="cli", created=datetime.now(UTC)),
         bundle=weights,
         device=arguments.device,
+        memory_mib=arguments.memory_mib,
         progress=progress_printer(arguments.json),
     )
     summary = _summary(arguments.output, result.report, result.stages)
@@ -171,6 +176,7 @@ def _summary(output: Path, report, stages) -> dict:
         "findings": list(report.findings),
         "figures": report.figures,
         "seconds": stages.seconds,
+        "cpu_seconds": stages.cpu_seconds,
         "peak_mib": stages.peak_mib,
     }
 
@@ -205,7 +211,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run one training stage."""
-    from sr_engine.inference import choose_device
+    from sr_engine.model.run import choose_device
     from sr_engine.training.train import TrainConfig, train
 
     config = TrainConfig.read(arguments.config)

@@ -103,7 +103,8 @@ class Distiller:
         latent = student.condition(batch.condition.slices)
         estimate = student.denoise(x, high, latent, batch.condition, features)
         hard = hardness(student, batch)
-        match = (loss_weight(high) * (estimate - target).square() / hard).mean()
+        emphasis = 1 + self.config.lesion_weight * batch.planted
+        match = (loss_weight(high) * emphasis * (estimate - target).square() / hard).mean()
         feature = self._feature_distance(features, taught)
         weight = self.config.distill_weight
         return (1 - weight) * own + weight * match + self.config.feature_weight * feature

@@ -9,7 +9,9 @@ from sr_engine.errors import EngineError
 from sr_engine.inference import choose_device, predict_triaxial
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
-from sr_engine.slices import MARGIN, NetworkInput, fade, head_box
+from sr_engine.model.run import Replayed, Sampling, computes_in_half, predict_slices
+from sr_engine.model.speed import blank_condition
+from sr_engine.slices import CONTEXT, MARGIN, AxisSlices, NetworkInput, fade, head_box
 
 SHAPE = (21, 34, 29)  # no side is a multiple of the network's
 
@@ -102,3 +104,91 @@ def test_a_device_that_is_not_there_is_named():
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="cuda:0"):
             choose_device("cuda:0")
+
+
+def test_the_number_of_threads_and_the_memory_do_not_change_the_bytes(given, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = predict_triaxial(given, network(0.1), steps=1, device="cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    together = predict_triaxial(given, network(0.1), steps=1, device="cpu")
+    short = predict_triaxial(given, network(0.1), steps=1, device="cpu", memory_mib=0)
+    for a, b, c in zip(alone, together, short, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(a, c)
+
+
+def test_torch_keeps_its_number_of_threads(given):
+    before = torch.get_num_threads()
+    predict_triaxial(given, network(0.1), steps=1, device="cpu", axes=(0,))
+    assert torch.get_num_threads() == before
+
+
+def test_a_slice_is_cut_to_the_head_and_what_is_around_it():
+    mask = np.zeros((20, 160, 144), bool)
+    mask[10, 70:80, 20:30] = True
+    given = NetworkInput(
+        volume=np.random.default_rng(1).random(mask.shape, dtype=np.float32),
+        mask=mask,
+        bias_log=None,
+        displacement_mm=None,
+        ratio=(1.0, 1.0, 1.0),
+        profile=("box", "kspace", "kspace"),
+        noise=0.02,
+    )
+    whole = (slice(0, 20), slice(0, 160), slice(0, 144))
+    model = network(0.02).model
+    slices = AxisSlices(given, whole, fade(mask), 0, model.config, torch.device("cpu"))
+
+    windows = slices.windows()
+
+    assert windows[0] is None and windows[19] is None  # nothing but air is shown
+    shown = np.nonzero(fade(mask)[10].any(axis=1))[0]
+    rows = windows[10].rows
+    assert rows.start <= shown[0] - CONTEXT and rows.stop > shown[-1] + CONTEXT
+    assert windows[10].pixels < 0.5 * slices.whole.pixels
+    assert rows.start % model.config.multiple == rows.stop % model.config.multiple == 0
+
+    made = []
+    for window in (windows[10], slices.whole):
+        x = predict_slices(model, slices.condition(slice(10, 11), window), steps=1)
+        slices.put(slice(10, 11), window, x)
+        made.append(slices.made[10].clone())
+    assert torch.allclose(*made, atol=1e-4)
+    assert not torch.allclose(made[0], slices.plain[10], atol=1e-3)
+
+
+def test_bfloat16_is_near_float32():
+    if not computes_in_half(torch.device("cpu")):
+        pytest.skip("this processor has no bfloat16: the network runs in float32 here")
+    model = network(0.1).model
+    given = blank_condition(model, 48, 40, torch.device("cpu"))
+    given.slices.copy_(torch.rand(given.slices.shape, generator=torch.Generator().manual_seed(1)))
+    plain = predict_slices(model, given, steps=1)
+    half = predict_slices(model, given, steps=1, half=True)
+    change = (plain - given.slices[:, 2, None]).abs().mean()
+    assert 0 < (half - plain).abs().mean() < 0.02 * change
+
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no CUDA device: the GPU path is not run"
+)
+
+
+@needs_gpu
+def test_a_gpu_gives_what_the_cpu_gives_and_repeats_itself(given):
+    cpu = predict_triaxial(given, network(0.1), steps=2, device="cpu")
+    gpu = predict_triaxial(given, network(0.1), steps=2, device="cuda:0")
+    again = predict_triaxial(given, network(0.1), steps=2, device="cuda:0")
+    for a, b, c in zip(cpu, gpu, again, strict=True):
+        assert np.array_equal(b, c)
+        assert np.abs(a - b).mean() < 0.02 * np.abs(a - given.volume).mean()
+
+
+@needs_gpu
+def test_a_recorded_graph_gives_what_the_network_gives():
+    place = torch.device("cuda:0")
+    model = network(0.1).model.to(place, memory_format=torch.channels_last)
+    first, second = (blank_condition(model, 48, 40, place, 3) for _ in range(2))
+    second.slices.uniform_()
+    recorded = Replayed(model, first, Sampling(steps=2))
+    plain = predict_slices(model, second, steps=2, half=True)
+    assert torch.allclose(recorded(second, 0), plain, atol=1e-3)
