@@ -14,13 +14,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_node.comparison import same_pixels
 from dicom_node.content import (
     as_file,
     attributes_digest,
     header_of,
     parse,
     refuse_short_pixels,
-    same_pixels,
     split_file,
     uid_of,
 )
