@@ -34,8 +34,8 @@ from dicom_node.network.commitment import (
     CommitmentRefused,
     context,
     read_request,
-    refusing_damage,
     reference_item,
+    refusing_damage,
 )
 from dicom_node.network.tls import credentials
 from dicom_node.pixel_files import sha256_of

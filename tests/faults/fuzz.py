@@ -13,111 +13,34 @@ import argparse
 import itertools
 import json
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.faults import fuzz_wire as wire
-from tests.faults.fuzz_acts import SENTINEL, Conversation, Exchange, Script
-from tests.faults.fuzz_data import Maker
-from tests.faults.fuzz_target import ROOT, Target
+from tests.faults.fuzz_data import Maker, Subject
+from tests.faults.fuzz_line import (
+    LIMIT_S,
+    SENTINEL,
+    Line,
+    answered,
+    end_of,
+    opened,
+    parted,
+    statuses_in,
+)
+from tests.faults.fuzz_report import MOST_MB, Failure, Tally, keep, report
+from tests.faults.fuzz_script import Conversation, Exchange, Script
+from tests.faults.fuzz_target import Target
 
 IN_FLIGHT = 12
 PROBE_EVERY = 500  # exchanges
 PROBE_LIMIT_S = 10.0
-PATIENCE_S = 1.0  # then we say that nothing more comes, and the node must end it
-LIMIT_S = 25.0  # for the end of any exchange
-MOST_MB = 256.0  # above what the node has before it is attacked
 WARM_UP = 500  # exchanges
 SETTLED_S = 6.0  # longer than the limits that the node has here
 HANDLER_RAISED = (0xC211, 0x0110)  # what pynetdicom answers for a handler that raised
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A promise that did not hold."""
-
-    kind: str
-    detail: str
-    conversation: int | None = None
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """What happened in a campaign."""
-
-    seed: int
-    exchanges: Counter[str] = field(default_factory=Counter)  # by layer
-    endings: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    failures: list[Failure] = field(default_factory=list)
-    conversations: int = 0
-    seconds: float = 0.0
-    probes: int = 0
-    slowest_probe_s: float = 0.0
-    slowest_exchange_s: float = 0.0
-    rss_before_mb: float = 0.0
-    rss_peak_mb: float = 0.0
-    rss_after_mb: float = 0.0
-    threads: tuple[int, int] = (0, 0)  # before, after
-    files: tuple[int, int] = (0, 0)
-
-    @property
-    def total(self) -> int:
-        """Return the number of exchanges."""
-        return self.exchanges.total()
-
-    def failed(self, *kinds: str) -> int:
-        """Return how many failures are of these kinds."""
-        return sum(failure.kind in kinds for failure in self.failures)
-
-
-class Line:
-    """One connection to the node, read PDU by PDU."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._data = b""
-
-    def send(self, data: bytes) -> None:
-        """Send everything, or raise OSError."""
-        self._socket.settimeout(LIMIT_S)
-        self._socket.sendall(data)
-
-    def shut(self) -> None:
-        """Say that nothing more will come."""
-        self._socket.shutdown(socket.SHUT_WR)
-
-    def pdu(self, deadline: float) -> bytes:
-        """Return the next PDU, nothing at the end; raises TimeoutError at the deadline."""
-        while len(self._data) < 6 or len(self._data) < 6 + int.from_bytes(self._data[2:6], "big"):
-            if not self.more(deadline):
-                return b""
-        end = 6 + int.from_bytes(self._data[2:6], "big")
-        found, self._data = self._data[:end], self._data[end:]
-        return found
-
-    def more(self, deadline: float) -> bytes:
-        """Return what has come, nothing at the end; raises TimeoutError at the deadline."""
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left_s)
-        new = self._socket.recv(65536)
-        self._data += new
-        return new
-
-    def close(self) -> None:
-        """Go."""
-        self._socket.close()
 
 
 class Attacker:
@@ -180,7 +103,7 @@ class Attacker:
             return "nobody listens", []
         try:
             line.send(exchange.data)
-            return (_answer(line) if page else _part(line)), []
+            return (answered(line) if page else parted(line)), []
         except TimeoutError:
             return "hangs", []
         except OSError:
@@ -194,11 +117,11 @@ class Attacker:
         """Say one thing on an association; return it too, if it goes on."""
         statuses: list[int] = []
         try:
-            line = line or _opened(self._target.port, opening)
+            line = line or opened(self._target.port, opening)
             line.send(exchange.data + (wire.echo(SENTINEL) if exchange.ending == "echo" else b""))
             if exchange.ending == "shut":
                 line.shut()
-            ending = _end(line, exchange.ending, statuses)
+            ending = end_of(line, exchange.ending, statuses)
         except TimeoutError:
             ending = "hangs"
         except ConnectionRefusedError:
@@ -210,76 +133,6 @@ class Attacker:
         if line is not None:
             line.close()
         return None, ending, statuses
-
-
-def _opened(port: int, opening: bytes) -> Line:
-    """Return an association; raises OSError when there is none."""
-    line = Line(port)
-    try:
-        line.send(opening)
-        if line.pdu(time.monotonic() + LIMIT_S)[:1] != bytes((wire.AC,)):
-            raise OSError("not accepted")
-    except OSError:
-        line.close()
-        raise
-    return line
-
-
-def _end(line: Line, how: str, statuses: list[int]) -> str:
-    """Return how an exchange on an association ended; statuses of responses are added."""
-    mark, until = wire.echo_reply_mark(SENTINEL), time.monotonic() + LIMIT_S
-    patience = time.monotonic() + PATIENCE_S if how == "echo" else until
-    while True:
-        try:
-            found = line.pdu(patience)
-        except TimeoutError:
-            if patience == until:
-                raise
-            patience = until
-            line.shut()
-            continue
-        if not found:
-            return "closed"
-        if found[0] == wire.ABORTED:
-            return "aborted"
-        if mark in found:
-            return "answered"
-        statuses.extend(_statuses(found))
-        if how == "reply" and statuses:
-            return "answered"
-
-
-def _statuses(found: bytes) -> Iterator[int]:
-    """Yield the status in a P-DATA-TF, if there is one (0000,0900)."""
-    at = found.find(wire.element(0x0900, b"", 2))
-    if at >= 0 and found[0] == wire.DATA:
-        yield int.from_bytes(found[at + 8 : at + 10], "little")
-
-
-def _part(line: Line) -> str:
-    """Return how the node took an association request; an accepted association is released."""
-    until = time.monotonic() + LIMIT_S
-    try:
-        first = line.pdu(time.monotonic() + PATIENCE_S)
-    except TimeoutError:
-        line.shut()
-        first = line.pdu(until)
-    ending = {wire.AC: "accepted", wire.RJ: "rejected", wire.ABORTED: "aborted"}
-    if first[:1] == bytes((wire.AC,)):
-        line.send(wire.echo(SENTINEL) + wire.RELEASE_RQ)
-    line.shut()
-    while line.pdu(until):
-        pass
-    return ending.get(first[0], "other") if first else "closed"
-
-
-def _answer(line: Line) -> str:
-    """Return the page's status; a request that is not complete waits for us to go."""
-    try:
-        first = line.more(time.monotonic() + PATIENCE_S)
-    except TimeoutError:
-        return "waits"
-    return first[9:12].decode("latin-1") if first.startswith(b"HTTP/1.") else "closed"
 
 
 class Probe:
@@ -305,13 +158,13 @@ class Probe:
         if statuses != [0, 0] or took_s > PROBE_LIMIT_S:
             self._attacker.fail("probe", f"{statuses} after {took_s:.1f} s")
 
-    def _statuses(self, subject) -> list[object]:
-        line = _opened(self._target.port, self._opening)
+    def _statuses(self, subject: Subject) -> list[object]:
+        line = opened(self._target.port, self._opening)
         elements = wire.store_elements(subject.sop_class, subject.sop_uid)
         line.send(wire.echo(1) + wire.message(3, wire.command(elements), subject.encoded))
         until, found = time.monotonic() + LIMIT_S, []
         while len(found) < 2 and (pdu := line.pdu(until)):
-            found.extend(_statuses(pdu))
+            found.extend(statuses_in(pdu))
         line.send(wire.RELEASE_RQ)
         line.pdu(until)
         line.close()
@@ -373,7 +226,9 @@ class Campaign:
         return sorted(self.attacker.under_way.values())
 
 
-def run(folder: Path, exchanges: int, seed: int, *, minutes: float = 60.0, script: Script | None = None) -> Tally:  # fmt: skip
+def run(
+    folder: Path, exchanges: int, seed: int, *, minutes: float = 60.0, script: Script | None = None
+) -> Tally:
     """Run a campaign; return its tally."""
     tally = Tally(seed=seed)
     script = script or Script(seed)
@@ -402,7 +257,7 @@ def warm_up(target: Target, campaign: Campaign, tally: Tally, exchanges: int) ->
     for _ in range(3):
         visit_page(target)
     campaign.run(min(exchanges, WARM_UP), time.monotonic() + 60)
-    target.settle(0, 0, seconds=SETTLED_S)
+    target.settle(0, 0, seconds=min(SETTLED_S, exchanges / 20))
     return target.status("Threads"), target.open_files()
 
 
@@ -431,56 +286,6 @@ def after(target: Target, campaign: Campaign, tally: Tally, threads: int, files:
         campaign.attacker.fail("stray file", stray)
 
 
-def keep(tally: Tally, script: Script, folder: Path) -> None:
-    """Write what failed, with the bytes that were said, to a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for failure in tally.failures:
-        said = {}
-        if failure.conversation is not None:
-            found = script.conversation(failure.conversation)
-            said = {"layer": found.layer, "opening": (found.opening or b"").hex(), "exchanges": [{"what": each.what, "ending": each.ending, "data": each.data.hex()} for each in found.exchanges]}  # fmt: skip
-        path = (
-            folder
-            / f"fuzz-{tally.seed}-{failure.conversation}-{failure.kind.replace(' ', '-')}.json"
-        )
-        path.write_text(json.dumps({"seed": tally.seed, **asdict(failure), **said}, indent=1))
-        print(f"written: {path}", file=sys.stderr)
-
-
-PROMISES = (
-    ("mutated exchanges, crashes of the listener", ("process died", "nobody listens")),
-    ("exchanges without an end within the limit", ("hangs",)),
-    ("handlers that raised, threads that died, other alarms in the log", ("handler raised", "log", "500")),
-    ("files outside the state directory or of odd names", ("stray file",)),
-    ("memory over the bound", ("memory",)),
-    ("threads or descriptors left behind", ("left behind",)),
-    ("valid C-ECHO + C-STORE during it that failed", ("probe",)),
-    ("ledger, hashes and audit chain afterwards (dicom-node verify)", ("verify",)),
-)  # fmt: skip
-
-
-def rows(tally: Tally) -> list[dict[str, object]]:
-    """Return the lines of the report."""
-    made = []
-    for what, kinds in PROMISES:
-        count = tally.probes if kinds == ("probe",) else 1 if kinds == ("verify",) else tally.total
-        made.append({"what": what, "count": count, "violations": tally.failed(*kinds)})
-    made[4] |= {"bound_mb": MOST_MB, "before_mb": tally.rss_before_mb, "peak_mb": tally.rss_peak_mb, "after_mb": tally.rss_after_mb}  # fmt: skip
-    made[6] |= {"slowest_s": tally.slowest_probe_s}
-    return made
-
-
-def report(tally: Tally, command: str) -> dict[str, object]:
-    """Return the campaign as the reliability report reads it."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    return {
-        "campaign": "fuzz: hostile input", "command": command, "commit": found.stdout.strip(),
-        "rows": rows(tally), "details": vars(tally) | {"failures": [*map(asdict, tally.failures)]},
-    }  # fmt: skip
-
-
 def main() -> int:
     """Run the campaign of the command line; 0 when every promise held."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -489,7 +294,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="at most")
     parser.add_argument("--only", type=int, help="hold this conversation alone, and print it")
     parser.add_argument("--json", type=Path, help="write a summary for docs/reliability.md")
-    parser.add_argument("--failures", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-failures")  # fmt: skip
+    parser.add_argument(
+        "--failures", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-failures"
+    )
     arguments = parser.parse_args()
     script = Script(arguments.seed)
     if arguments.only is not None:
@@ -497,7 +304,13 @@ def main() -> int:
         script.conversation = lambda at: alone  # type: ignore[method-assign]
         arguments.exchanges = len(alone.exchanges)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        tally = run(Path(folder), arguments.exchanges, arguments.seed, minutes=arguments.minutes, script=script)  # fmt: skip
+        tally = run(
+            Path(folder),
+            arguments.exchanges,
+            arguments.seed,
+            minutes=arguments.minutes,
+            script=script,
+        )
     command = (
         f"python -m tests.faults.fuzz --exchanges {arguments.exchanges} --seed {arguments.seed}"
     )

@@ -1,19 +1,17 @@
-"""What the fuzzer says, layer by layer: conversations that follow from a seed and a number.
+"""What the fuzzer says on the DICOM port: negotiation, PDUs, command sets, data sets.
 
-A conversation is one connection: an opening and the exchanges in it. `Script.conversation(n)` is
-the same for the same seed, so that a failure can be had again by its number.
+A layer is a function that returns some exchanges, and the association request before them.
 """
 
 import random
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults import fuzz_wire as wire
 from tests.faults.fuzz_data import Maker, Subject
 
 BESIDE = (1, 3, 5, 17)  # what most conversations offer; more would cost more than they find
-SENTINEL = 0x7A7A  # message id of the C-ECHO behind every exchange
+TOGETHER = 16  # exchanges on one association
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +25,10 @@ class Exchange:
     ending: str = "echo"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """One connection. Without an opening every exchange has a connection of its own."""
-
-    number: int
-    layer: str
-    exchanges: tuple[Exchange, ...]
-    opening: bytes | None = None
-
-
 Said = tuple[list[Exchange], bytes | None]  # the exchanges, and the opening before them
 
 
-def negotiation(script: "Script", rng: random.Random) -> Said:
+def negotiation(maker: Maker, rng: random.Random) -> Said:
     """Ask for associations nobody should get, and for some that one may."""
     exchanges = []
     for _ in range(8):
@@ -54,7 +42,17 @@ def negotiation(script: "Script", rng: random.Random) -> Said:
 
 def titles(rng: random.Random) -> bytes:
     """Call, or be called, by odd names."""
-    odd = (b"", b"\0" * 16, b"\xff" * 16, b"../../x", b"MR1\\MR2", b" MR1", b"mr1", b"MR1\0", rng.randbytes(16))  # fmt: skip
+    odd = (
+        b"",
+        b"\0" * 16,
+        b"\xff" * 16,
+        b"../../x",
+        b"MR1\\MR2",
+        b" MR1",
+        b"mr1",
+        b"MR1\0",
+        rng.randbytes(16),
+    )
     names = (rng.choice(odd), b"SRNODE") if rng.random() < 0.5 else (b"MR1", rng.choice(odd))
     calling, called = names
     return wire.request(
@@ -78,12 +76,14 @@ def contexts(rng: random.Random) -> bytes:
         wire.context(
             identifiers[at % len(identifiers)],
             rng.choice(abstract),
-            rng.choices((wire.EXPLICIT, wire.IMPLICIT, *wire.HOSTILE_UIDS), k=rng.choice((0, 1, 1, 3, 40)))
+            rng.choices(
+                (wire.EXPLICIT, wire.IMPLICIT, *wire.HOSTILE_UIDS), k=rng.choice((0, 1, 1, 3, 40))
+            )
             if at < 300
             else (wire.IMPLICIT,),
         )
         for at in range(count)
-    ]  # fmt: skip
+    ]
     return wire.request(wire.APPLICATION, *made, wire.user_information())
 
 
@@ -107,14 +107,27 @@ def information(rng: random.Random) -> bytes:
     uid = wire.uid_bytes(rng.choice((wire.MR, wire.COMMITMENT, *wire.HOSTILE_UIDS)))
     text = rng.choice((b"", b"x", rng.randbytes(40), b"\0" * 70, b"../" * 400))
     subs = (
-        wire.role(rng.choice((wire.MR, wire.COMMITMENT, *wire.HOSTILE_UIDS)), rng.randrange(256), rng.randrange(256), rng.choice((None, 0, 0xFFFF))),
-        wire.item(0x55, text), wire.item(0x53, struct.pack(">HH", rng.choice((0, 1, 65535)), 0)),
+        wire.role(
+            rng.choice((wire.MR, wire.COMMITMENT, *wire.HOSTILE_UIDS)),
+            rng.randrange(256),
+            rng.randrange(256),
+            rng.choice((None, 0, 0xFFFF)),
+        ),
+        wire.item(0x55, text),
+        wire.item(0x53, struct.pack(">HH", rng.choice((0, 1, 65535)), 0)),
         wire.item(0x56, struct.pack(">H", len(uid)) + uid + text),
         wire.item(0x57, struct.pack(">HH", len(uid), rng.choice((0, 4, 65535))) + uid + text),
-        wire.item(0x58, struct.pack(">BBH", rng.randrange(8), rng.randrange(3), len(text)) + text + struct.pack(">H", rng.choice((0, len(text), 65535))) + text),
-        wire.item(0x51, rng.randbytes(rng.choice((0, 3, 4, 5)))), wire.item(0x52, uid),
+        wire.item(
+            0x58,
+            struct.pack(">BBH", rng.randrange(8), rng.randrange(3), len(text))
+            + text
+            + struct.pack(">H", rng.choice((0, len(text), 65535)))
+            + text,
+        ),
+        wire.item(0x51, rng.randbytes(rng.choice((0, 3, 4, 5)))),
+        wire.item(0x52, uid),
         wire.item(rng.randrange(256), text, rng.choice((None, 0, 0xFFFF))),
-    )  # fmt: skip
+    )
     chosen = rng.choices(subs, k=rng.choice((1, 1, 2, 5, 60)))
     most = rng.choice((0, 1, 5, 6, 7, 12, 13, 128, 16384, 0x7FFFFFFF, 0xFFFFFFFF))
     implementation = rng.choice(("1.2.826.0.9", *wire.HOSTILE_UIDS))
@@ -125,10 +138,10 @@ def information(rng: random.Random) -> bytes:
 NEGOTIATIONS = (titles, titles, blind, contexts, items, items, information, information)
 
 
-def pdus(script: "Script", rng: random.Random) -> Said:
+def pdus(maker: Maker, rng: random.Random) -> Said:
     """Break the rules of the upper layer on an association."""
     act = rng.choice(PDU_ACTS)
-    data = act(script, rng)
+    data = act(maker, rng)
     if rng.random() < 0.2:
         data = wire.mangle(data, rng)
     ending = "wait" if rng.random() < 0.01 else rng.choice(("echo", "shut", "shut"))
@@ -137,16 +150,18 @@ def pdus(script: "Script", rng: random.Random) -> Said:
     return [exchange], wire.good_request(BESIDE, most)
 
 
-def lengths(script: "Script", rng: random.Random) -> bytes:
+def lengths(maker: Maker, rng: random.Random) -> bytes:
     """Lie about lengths of PDUs and PDVs."""
     inner = wire.command(wire.echo_elements(9))
-    told = rng.choice((None, 0, 1, 2, 3, len(inner), len(inner) + 3, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))  # fmt: skip
+    told = rng.choice(
+        (None, 0, 1, 2, 3, len(inner), len(inner) + 3, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+    )
     value = wire.pdv(rng.choice((1, 1, 0, 2, 99, 255)), rng.choice((3, 1, 2, 0, 0xFF)), inner, told)
     about = rng.choice((None, None, 0, 1, 5, len(value) - 1, len(value) + 1, 2**24, 0xFFFFFFFF))
     return wire.pdu(wire.DATA, value * rng.choice((1, 1, 2, 30)), about)
 
 
-def order(script: "Script", rng: random.Random) -> bytes:
+def order(maker: Maker, rng: random.Random) -> bytes:
     """Send known PDUs when nobody expects them."""
     known = (
         wire.good_request(BESIDE), wire.RELEASE_RQ, wire.pdu(wire.AC, bytes(68)), wire.ABORT,
@@ -157,18 +172,22 @@ def order(script: "Script", rng: random.Random) -> bytes:
     return b"".join(rng.choices(known, k=rng.randint(1, 5)))
 
 
-def pieces(script: "Script", rng: random.Random) -> bytes:
+def pieces(maker: Maker, rng: random.Random) -> bytes:
     """Cut a message into fragments of any size, lose some, mix contexts and kinds."""
-    subject = script.maker.good(rng)
+    subject = maker.good(rng)
     encoded = wire.command(wire.store_elements(subject.sop_class, subject.sop_uid))
     size = rng.choice((1, 2, 7, 100, 1000))
     parts = [(1, encoded[at : at + size]) for at in range(0, len(encoded), size)]
     body = subject.encoded[: 600 if size < 10 else None]
     parts += [(0, body[at : at + size]) for at in range(0, len(body), size)]
     for _ in range(rng.choice((0, 1, 1, 3))):
-        at = rng.randrange(len(parts))
-        rng.choice((lambda: parts.pop(at), lambda: parts.insert(at, rng.choice(parts)), lambda: rng.shuffle(parts)))()  # fmt: skip
-        parts = parts or [(1, b"")]
+        at, kind = rng.randrange(len(parts)), rng.randrange(3)
+        if kind == 0 and len(parts) > 1:
+            parts.pop(at)
+        elif kind == 1:
+            parts.insert(at, rng.choice(parts))
+        else:
+            rng.shuffle(parts)
     ends = {len(parts) - 1, rng.randrange(len(parts)), *([sum(kind for kind, _ in parts) - 1] * 2)}
     values = [
         wire.pdv(3 if rng.random() < 0.99 else rng.randrange(256), kind | 2 * (at in ends), part)
@@ -181,15 +200,17 @@ def pieces(script: "Script", rng: random.Random) -> bytes:
     )
 
 
-def data_first(script: "Script", rng: random.Random) -> bytes:
+def data_first(maker: Maker, rng: random.Random) -> bytes:
     """Send a data set without a command, or a command behind a data set."""
-    subject = script.maker.make(rng)
+    subject = maker.make(rng)
     dataset = wire.pdu(wire.DATA, wire.pdv(3, rng.choice((0, 2)), subject.encoded[:60000]))
     command = wire.message(3, wire.command(wire.store_elements(subject.sop_class, subject.sop_uid)))
-    return rng.choice((dataset, dataset + command, dataset * 20, command + command, dataset + dataset + command))  # fmt: skip
+    return rng.choice(
+        (dataset, dataset + command, dataset * 20, command + command, dataset + dataset + command)
+    )
 
 
-def noise(script: "Script", rng: random.Random) -> bytes:
+def noise(maker: Maker, rng: random.Random) -> bytes:
     """Send bytes."""
     kind = bytes((rng.choice((1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 255)), 0))
     return kind + rng.randbytes(rng.choice((0, 3, 4, 20, 3000)))
@@ -198,10 +219,26 @@ def noise(script: "Script", rng: random.Random) -> bytes:
 PDU_ACTS = (lengths, lengths, order, order, pieces, pieces, data_first, noise)
 
 
-def commands(script: "Script", rng: random.Random) -> Said:
+def commands(maker: Maker, rng: random.Random) -> Said:
     """Send command sets with one or several lies."""
-    exchanges = [script.broken_command(rng) for _ in range(script.together)]
+    exchanges = [broken_command(maker, rng) for _ in range(TOGETHER)]
     return exchanges, wire.good_request(BESIDE)
+
+
+def broken_command(maker: Maker, rng: random.Random) -> Exchange:
+    """Return a message whose command set lies."""
+    subject = maker.good(rng)
+    elements = wire.store_elements(subject.sop_class, subject.sop_uid)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        elements = lie(elements, rng)
+    group_length = rng.choice(wire.NUMBERS) if rng.random() < 0.1 else None
+    encoded = wire.command(elements, group_length)
+    if rng.random() < 0.15:
+        encoded = wire.mangle(encoded, rng)
+    # No data set where one is announced, or one where none is: what follows is misunderstood.
+    announced = (0x0800, wire.us(0x0101)) not in elements
+    dataset = subject.encoded if announced != (rng.random() < 0.05) else None
+    return Exchange(what="command", data=wire.message(3, encoded, dataset))
 
 
 COMMAND_FIELDS = (
@@ -209,11 +246,20 @@ COMMAND_FIELDS = (
     0x8100, 0x0110, 0x8110, 0x0120, 0x0130, 0x8130, 0x0140, 0x0150, 0x0000, 0xFFFF, 0x0002, 0x7777,
 )  # fmt: skip
 CLASSES = (
-    wire.MR, wire.VERIFICATION, wire.COMMITMENT, wire.ENHANCED_MR, "1.2.840.10008.5.1.4.1.2.1.1",
-    "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.31", "1.2.840.10008.3.1.2.3.3",
-    "1.2.840.10008.5.1.1.9", "1.2.840.10008.5.1.4.34.6.1", "1.2.840.10008.5.1.4.33", "1.2.840.10008.1.42",
+    wire.MR,
+    wire.VERIFICATION,
+    wire.COMMITMENT,
+    wire.ENHANCED_MR,
+    "1.2.840.10008.5.1.4.1.2.1.1",
+    "1.2.840.10008.5.1.4.1.2.1.2",
+    "1.2.840.10008.5.1.4.31",
+    "1.2.840.10008.3.1.2.3.3",
+    "1.2.840.10008.5.1.1.9",
+    "1.2.840.10008.5.1.4.34.6.1",
+    "1.2.840.10008.5.1.4.33",
+    "1.2.840.10008.1.42",
     *wire.HOSTILE_UIDS,
-)  # fmt: skip
+)
 COMMAND_TAGS = (
     0x0000, 0x0001, 0x0002, 0x0003, 0x0100, 0x0110, 0x0120, 0x0600, 0x0700, 0x0800, 0x0900, 0x0901,
     0x0902, 0x0903, 0x1000, 0x1001, 0x1002, 0x1005, 0x1008, 0x1020, 0x1030, 0x1031, 0x5010,
@@ -227,7 +273,17 @@ def lie(elements: wire.Elements, rng: random.Random) -> wire.Elements:
     at = rng.randrange(len(changed))
     tag = changed[at][0]
     uid = wire.uid_bytes(rng.choice(CLASSES))
-    value = rng.choice((b"", b"\0", wire.us(rng.choice(wire.NUMBERS)), rng.randbytes(rng.choice((1, 2, 3, 4, 9))), uid, wire.even(uid), b"1.2" * 5000))  # fmt: skip
+    value = rng.choice(
+        (
+            b"",
+            b"\0",
+            wire.us(rng.choice(wire.NUMBERS)),
+            rng.randbytes(rng.choice((1, 2, 3, 4, 9))),
+            uid,
+            wire.even(uid),
+            b"1.2" * 5000,
+        )
+    )
     kind = rng.randrange(7)
     if kind == 0:
         changed.pop(at)
@@ -238,24 +294,34 @@ def lie(elements: wire.Elements, rng: random.Random) -> wire.Elements:
     elif kind == 3:
         changed.append((rng.choice(COMMAND_TAGS), value))
     elif kind == 4:
-        fields = [(each, wire.us(rng.choice(COMMAND_FIELDS)) if each == 0x0100 else old) for each, old in changed]  # fmt: skip
+        fields = [
+            (each, wire.us(rng.choice(COMMAND_FIELDS)) if each == 0x0100 else old)
+            for each, old in changed
+        ]
         changed = fields
     else:
         changed[at] = (tag, value)
     return changed
 
 
-def datasets(script: "Script", rng: random.Random) -> Said:
+def datasets(maker: Maker, rng: random.Random) -> Said:
     """Store what nobody should believe."""
     offered = (1, *wire.STORES, 19)
     exchanges: list[Exchange] = []
-    while len(exchanges) < script.together:
-        subject = script.maker.make(rng)
+    while len(exchanges) < TOGETHER:
+        subject = maker.make(rng)
         exchanges.append(stored(subject))
         if rng.random() < 0.15:  # the same UID again, with other pixels behind it: is it the same?
             tail = wire.mangle(subject.encoded[-200:], rng)
-            exchanges.append(stored(Subject(**vars(subject) | {"what": "again", "encoded": subject.encoded[:-200] + tail})))  # fmt: skip
-    return exchanges[: script.together], wire.good_request(offered)  # fmt: skip
+            exchanges.append(
+                stored(
+                    Subject(
+                        **vars(subject)
+                        | {"what": "again", "encoded": subject.encoded[:-200] + tail}
+                    )
+                )
+            )
+    return exchanges[:TOGETHER], wire.good_request(offered)
 
 
 def stored(subject: Subject) -> Exchange:
@@ -265,132 +331,3 @@ def stored(subject: Subject) -> Exchange:
     command = wire.command(wire.store_elements(subject.sop_class, subject.sop_uid))
     data = wire.message(context_id, command, subject.encoded)
     return Exchange(what=subject.what, data=data, ending="reply")
-
-
-def commitment(script: "Script", rng: random.Random) -> Said:
-    """Ask for storage commitment, and report it, in ways that make no sense."""
-    exchanges = []
-    for _ in range(script.together):
-        act = rng.choice((action, report))
-        exchanges.append(act(rng))
-    return exchanges, wire.good_request((1, 17))
-
-
-def transaction(rng: random.Random) -> bytes:
-    """Return the data set of a transaction, implicit VR."""
-    uid = rng.choice((f"1.2.826.0.7.{rng.randrange(10**9)}", *wire.HOSTILE_UIDS))
-    sequences = []
-    for tag in rng.choice(((0x00081199,), (0x00081198,), (0x00081199, 0x00081198), ())):
-        count = rng.choice((0, 1, 2, 20)) if rng.random() < 0.98 else 12000
-        listed = b"".join(_referenced(rng) for _ in range(min(count, 20))) * max(1, count // 20)
-        sequences.append(wire.element(tag, listed if count else b""))
-    head = wire.element(0x00081195, wire.even(wire.uid_bytes(uid)))
-    body = rng.choice((head, head, b"")) + b"".join(sequences)
-    if rng.random() < 0.05:
-        start = wire.element(0x00081199, b"", 0xFFFFFFFF) + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-        body += start * rng.choice((100, 1500))
-    return wire.mangle(body or b"\0", rng) if rng.random() < 0.4 else body
-
-
-def _referenced(rng: random.Random) -> bytes:
-    uids = (wire.MR, f"1.2.826.0.1.{rng.randrange(99)}") if rng.random() < 0.6 else rng.choices(wire.HOSTILE_UIDS, k=2)  # fmt: skip
-    inner = b"".join(
-        wire.element(tag, wire.even(wire.uid_bytes(uid)))
-        for tag, uid in zip((0x00081150, 0x00081155), uids, strict=True)
-    )
-    reason = wire.element(0x00081197, rng.choice((wire.us(0x0112), b"", b"\1", b"\1\2\3\4", rng.randbytes(6))))  # fmt: skip
-    inner += rng.choice((b"", reason))
-    return b"\xfe\xff\x00\xe0" + struct.pack("<L", len(inner)) + inner
-
-
-def action(rng: random.Random) -> Exchange:
-    """Return an N-ACTION-RQ."""
-    elements = [
-        (0x0003, wire.even(wire.COMMITMENT.encode())), (0x0100, wire.us(0x0130)), (0x0110, wire.us(5)),
-        (0x0800, wire.us(1)), (0x1001, wire.even(rng.choice((wire.COMMITMENT_INSTANCE, wire.COMMITMENT_INSTANCE, *wire.HOSTILE_UIDS)).encode("latin-1"))),
-        (0x1008, wire.us(rng.choice((1, 1, 1, 0, 2, 65535)))),
-    ]  # fmt: skip
-    return _about_commitment("action", elements, rng)
-
-
-def report(rng: random.Random) -> Exchange:
-    """Return an N-EVENT-REPORT-RQ."""
-    elements = [
-        (0x0002, wire.even(wire.COMMITMENT.encode())), (0x0100, wire.us(0x0100)), (0x0110, wire.us(6)),
-        (0x0800, wire.us(1)), (0x1000, wire.even(rng.choice((wire.COMMITMENT_INSTANCE, wire.COMMITMENT_INSTANCE, *wire.HOSTILE_UIDS)).encode("latin-1"))),
-        (0x1002, wire.us(rng.choice((1, 2, 2, 0, 3, 65535)))),
-    ]  # fmt: skip
-    return _about_commitment("report", elements, rng)
-
-
-def _about_commitment(what: str, elements: wire.Elements, rng: random.Random) -> Exchange:
-    lies = rng.random() < 0.2
-    command = wire.command(lie(elements, rng) if lies else elements)
-    data = wire.message(17, command, transaction(rng))
-    return Exchange(what=what, data=data, ending="echo" if lies else "reply")
-
-
-PATHS = (
-    b"/", b"/healthz", b"/metrics", b"/api/jobs", b"/api/jobs/1", b"/api/jobs/../../x", b"/static/../../../etc/passwd",
-    b"/static/%2e%2e/%2e%2e/etc/passwd", b"/static//etc/passwd", b"/jobs/" + b"9" * 30, b"/jobs/-1", b"/jobs/%00",
-    b"/" + b"a" * 70000, b"//", b"*", b"http://elsewhere/", b"/api/send", b"/login", b"/api/jobs/1/requeue", b"/\xff",
-)  # fmt: skip
-HEADERS = (
-    b"Host: 127.0.0.1", b"Host: elsewhere", b"Host: ", b"Content-Length: 5", b"Content-Length: -1",
-    b"Content-Length: 99999999999999999999", b"Transfer-Encoding: chunked", b"Authorization: Bearer x",
-    b"Authorization: Bearer " + b"\xff" * 50, b"Cookie: session=" + b"x" * 5000, b"X: " + b"y" * 70000,
-    b"Authorization: Basic !!!", b"X-Forwarded-For: 1,2,,../", b"Range: bytes=0-0,-1", b"Connection: close",
-    b"Accept: " + b"*/*," * 500, b"Origin: null", b"Upgrade: websocket", b"Expect: 100-continue",
-)  # fmt: skip
-
-
-def http(script: "Script", rng: random.Random) -> Said:
-    """Speak to the page."""
-    exchanges = []
-    for _ in range(4):
-        method = rng.choice((b"GET", b"GET", b"POST", b"HEAD", b"PUT", b"\0", b"G" * 300))
-        line = method + b" " + rng.choice(PATHS) + b" HTTP/" + rng.choice((b"1.1", b"1.1", b"1.0", b"9.9"))  # fmt: skip
-        headers = rng.choices(HEADERS, k=rng.choice((1, 2, 3, 200)))
-        data = b"\r\n".join([line, b"Host: 127.0.0.1", *headers, b"", rng.choice((b"", b"token=x", b"5\r\nabc"))])  # fmt: skip
-        if rng.random() < 0.4:
-            data = wire.mangle(data, rng)
-        exchanges.append(Exchange(what="request", data=data, ending="shut"))
-    return exchanges, None
-
-
-LAYERS: dict[Callable[["Script", random.Random], Said], int] = {
-    negotiation: 30, pdus: 100, commands: 16, datasets: 22, commitment: 8, http: 8,
-}  # fmt: skip
-
-
-class Script:
-    """Every conversation of a campaign, by number."""
-
-    def __init__(self, seed: int, together: int = 16) -> None:
-        self.seed = seed
-        self.together = together  # exchanges on one association
-        self.maker = Maker(seed)
-
-    def conversation(self, at: int) -> Conversation:
-        """Return the conversation of this number; the same for the same seed."""
-        rng = random.Random(f"{self.seed}:{at}")
-        layer = rng.choices(list(LAYERS), weights=list(LAYERS.values()))[0]
-        exchanges, opening = layer(self, rng)
-        return Conversation(
-            number=at, layer=layer.__name__, exchanges=tuple(exchanges), opening=opening
-        )
-
-    def broken_command(self, rng: random.Random) -> Exchange:
-        """Return a message whose command set lies."""
-        subject = self.maker.good(rng)
-        elements = wire.store_elements(subject.sop_class, subject.sop_uid)
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            elements = lie(elements, rng)
-        group_length = rng.choice(wire.NUMBERS) if rng.random() < 0.1 else None
-        encoded = wire.command(elements, group_length)
-        if rng.random() < 0.15:
-            encoded = wire.mangle(encoded, rng)
-        # No data set where one is announced, or one where none is: what follows is misunderstood.
-        announced = (0x0800, wire.us(0x0101)) not in elements
-        dataset = subject.encoded if announced != (rng.random() < 0.05) else None
-        return Exchange(what="command", data=wire.message(3, encoded, dataset))

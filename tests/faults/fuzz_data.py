@@ -10,30 +10,38 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import hypothesis
-from hypothesis import strategies as st
-from pydicom import Dataset, Sequence
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.faults import fuzz_wire as wire
+from tests.faults.fuzz_trees import ITEM, grown, number, raw
 from tests.rigs import encoded, make_instance
 
 # Placeholders of one length, so that an encoded template gets new UIDs without being parsed.
 SOP, SERIES = "1.2.826.0.1.3680043.100000000001", "1.2.826.0.1.3680043.200000000002"
-LENGTH_32 = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 TEXTS = (
     b"", b"\0", b"\\" * 100, b"9" * 400, b"9" * 6000, b"1e999999", b"-1", b"nan", b"inf", b"0x10",
     b"1.5\\2.5", b"\xff\xfe", b"\x1b$B\x1b(J", b"%s%n", b"../../x", b"A" * 9000, b" ", b"1\\2\\x",
 )  # fmt: skip
 CHARACTER_SETS = (
-    b"ISO_IR 192", b"ISO_IR 13\\ISO 2022 IR 87", b"ISO 2022 IR 149", b"GB18030", b"utf7", b"\\\\",
-    b"ISO_IR 100\\ISO_IR 192", b"rot13", b"unicode_escape", b"ISO 2022 IR 999", b"\xff\xff", b"idna",
-)  # fmt: skip
+    b"ISO_IR 192",
+    b"ISO_IR 13\\ISO 2022 IR 87",
+    b"ISO 2022 IR 149",
+    b"GB18030",
+    b"utf7",
+    b"\\\\",
+    b"ISO_IR 100\\ISO_IR 192",
+    b"rot13",
+    b"unicode_escape",
+    b"ISO 2022 IR 999",
+    b"\xff\xff",
+    b"idna",
+)
 SIZES = (0, 1, 2, 255, 4096, 32767, 65535)
 FRAMES = (b"0", b"-1", b"2", b"1000000", b"2147483647", b"99999999999999999999", b"1\\2", b"x")
-ITEM, ITEM_END, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
+ITEM_END, SEQUENCE_END = b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = 0xFFFFFFFF
-BOMB_BYTES = 320 * 2**20  # more than `bombs.MOST_INFLATED_BYTES`
+BOMB_MB = 320  # more than `bombs.MOST_INFLATED_BYTES`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +54,6 @@ class Subject:
     sop_class: str = wire.MR
     sop_uid: str = SOP
     series_uid: str = SERIES
-
-
-def raw(tag: int, vr: str, value: bytes, length: int | None = None) -> bytes:
-    """Return an element, explicit VR little endian, that may lie about its length."""
-    count = len(value) if length is None else length
-    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode())
-    if vr in LENGTH_32:
-        return head + struct.pack("<2xL", count & 0xFFFFFFFF) + value
-    return head + struct.pack("<H", count & 0xFFFF) + value
-
-
-def implicit(tag: int, value: bytes, length: int | None = None) -> bytes:
-    """Return an element, implicit VR little endian."""
-    return wire.element(tag, value, length)
-
-
-def number(tag: int, value: int) -> bytes:
-    """Return an unsigned short."""
-    return raw(tag, "US", wire.us(value))
 
 
 def identity(sop_uid: str = SOP, series_uid: str = SERIES, sop_class: str = wire.MR) -> bytes:
@@ -124,74 +113,17 @@ def _frame(at: int) -> Dataset:
     return frame
 
 
-VALUES = st.one_of(
-    st.builds(lambda tag, text: (tag, "LO", text), st.integers(0x00090000, 0x0021FFFF), st.text(max_size=20)),
-    st.builds(lambda tag, x: (tag, "DS", x), st.sampled_from((0x00180050, 0x00280030, 0x00200032, 0x00200037, 0x00180087, 0x00281053)), st.lists(st.floats(-1e6, 1e6, width=32).map(str), max_size=7)),
-    st.builds(lambda tag, x: (tag, "IS", x), st.sampled_from((0x00200013, 0x00280008, 0x00201002, 0x00200012)), st.integers(-(2**31), 2**31 - 1)),
-    st.builds(lambda tag, x: (tag, "US", x), st.sampled_from((0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280002)), st.integers(0, 65535)),
-    st.builds(lambda tag, x: (tag, "UN", x), st.integers(0x00100000, 0x7FE10000), st.binary(max_size=40)),
-)  # fmt: skip
-TREES = st.recursive(
-    st.lists(VALUES, max_size=6),
-    lambda inner: st.lists(
-        st.one_of(
-            VALUES,
-            st.builds(
-                lambda tag, items: (tag, "SQ", items),
-                st.sampled_from((0x00081140, 0x52009229, 0x52009230, 0x00209113, 0x00289110)),
-                st.lists(inner, max_size=3),
-            ),
-        ),
-        max_size=6,
-    ),
-    max_leaves=12,
-)
-
-
-def tree_bytes(tree: list[tuple]) -> bytes:
-    """Return a structure of `TREES` as explicit VR little endian, checked by nobody."""
-    parts = []
-    for tag, vr, value in tree:
-        if vr == "SQ":
-            items = [ITEM + struct.pack("<L", len(each)) + each for each in map(tree_bytes, value)]
-            parts.append(raw(tag, vr, b"".join(items)))
-        elif vr == "US":
-            parts.append(number(tag, value))
-        elif vr == "UN":
-            parts.append(raw(tag, vr, value))
-        else:
-            text = "\\".join(value) if isinstance(value, list) else str(value)
-            parts.append(raw(tag, vr, wire.even(text.encode(), b" ")))
-    return b"".join(parts)
-
-
-def grown(seed: int, count: int) -> list[bytes]:
-    """Return `count` structures that hypothesis draws from `TREES`; equal for equal seeds."""
-    found: list[bytes] = []
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )  # fmt: skip
-    @hypothesis.given(TREES)
-    def collect(tree: list[tuple]) -> None:
-        found.append(tree_bytes(tree))
-
-    collect()
-    return found
-
-
 class Maker:
     """Makes data sets; equal seeds make equal ones."""
 
-    def __init__(self, seed: int, trees: int = 300) -> None:
+    def __init__(self, seed: int, trees: int = 150) -> None:
         self._trees = grown(seed, trees)
         syntaxes = (s for s in wire.SYNTAXES if s != wire.JPEG)  # no encoder for it here
         self._images = {syntax: _template(syntax) for syntax in syntaxes}
         enhanced = encoded(_enhanced(6), ExplicitVRLittleEndian)
         self._enhanced = enhanced[144 + struct.unpack_from("<L", enhanced, 140)[0] :]
-        self._bomb = _deflated(identity() + plane(16, 16) + raw(0x7FE00010, "OW", b"", BOMB_BYTES), BOMB_BYTES)  # fmt: skip
+        bomb = identity() + plane(16, 16) + raw(0x7FE00010, "OW", b"", BOMB_MB * 2**20)
+        self._bomb = deflated(bomb, BOMB_MB)
 
     def make(self, rng: random.Random) -> Subject:
         """Return one data set with new UIDs, hostile in one way or several."""
@@ -242,7 +174,7 @@ class Maker:
         end = (ITEM_END + bytes(4) + SEQUENCE_END + bytes(4)) * rng.choice((depth, depth, 0))
         inner = start * depth + end
         if rng.random() < 0.3:  # hidden in a private element, implicit VR
-            start = implicit(0x00091001, b"", UNDEFINED) + ITEM + struct.pack("<L", UNDEFINED)
+            start = wire.element(0x00091001, b"", UNDEFINED) + ITEM + struct.pack("<L", UNDEFINED)
             return _raw_subject(
                 wire.EXPLICIT, identity() + raw(0x00091001, "UN", start * depth + end)
             )
@@ -251,21 +183,30 @@ class Maker:
     def _lengths(self, rng: random.Random) -> Subject:
         vr = rng.choice(("LO", "OW", "UN", "SQ", "UT", "OB", "DS", "AT", "FD", "XX", "\0\0"))
         length = rng.choice((None, 1, 3, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFF0, UNDEFINED))
-        odd = raw(rng.choice((0x00081030, 0x00091001, 0x7FE00010, 0x00020010, 0x00000002, 0xFFFEE000)), vr, rng.randbytes(rng.choice((0, 1, 7, 64))), length)  # fmt: skip
+        odd = raw(
+            rng.choice((0x00081030, 0x00091001, 0x7FE00010, 0x00020010, 0x00000002, 0xFFFEE000)),
+            vr,
+            rng.randbytes(rng.choice((0, 1, 7, 64))),
+            length,
+        )
         return _raw_subject(wire.EXPLICIT, identity() + odd + plane(1, 1))
 
     def _encapsulated(self, rng: random.Random) -> Subject:
         count, size = rng.choice(((1, 0), (1, 7), (5000, 0), (300, 64), (2, 65537)))
         pixels = fragments(*[rng.randbytes(size)] * count, closed=rng.random() < 0.7)
         shape = plane(32, 32, rng.choice((None, b"1", str(count).encode())))
-        return _raw_subject(rng.choice((wire.RLE, wire.J2K, wire.JPEG, wire.EXPLICIT)), identity() + shape + pixels)  # fmt: skip
+        return _raw_subject(
+            rng.choice((wire.RLE, wire.J2K, wire.JPEG, wire.EXPLICIT)), identity() + shape + pixels
+        )
 
     def _deflate(self, rng: random.Random) -> Subject:
         if rng.random() < 0.1:
             return _raw_subject(wire.DEFLATED, self._bomb)
         inner = self._images[wire.EXPLICIT]
-        packed = _deflated(rng.choice((inner, inner + bytes(2**20), bytes(2**20), b"")), 0)
-        return _raw_subject(wire.DEFLATED, rng.choice((packed, packed[: len(packed) // 2], inner, packed + packed)))  # fmt: skip
+        packed = deflated(rng.choice((inner, inner + bytes(2**20), bytes(2**20), b"")))
+        return _raw_subject(
+            wire.DEFLATED, rng.choice((packed, packed[: len(packed) // 2], inner, packed + packed))
+        )
 
     def _codec(self, rng: random.Random) -> Subject:
         syntax, stream = rng.choice(CODEC_BOMBS)
@@ -279,7 +220,9 @@ class Maker:
             raw(tag, vr, wire.even(rng.choice((*TEXTS, rng.randbytes(60))), b" "))
             for tag, vr in ((0x0008103E, "LO"), (0x00100010, "PN"), (0x00181030, "LO"))
         )
-        return _raw_subject(wire.EXPLICIT, names + identity() + texts + plane(1, 1) + raw(0x7FE00010, "OW", b"\0\0"))  # fmt: skip
+        return _raw_subject(
+            wire.EXPLICIT, names + identity() + texts + plane(1, 1) + raw(0x7FE00010, "OW", b"\0\0")
+        )
 
     def _values(self, rng: random.Random) -> Subject:
         odd = b"".join(
@@ -287,7 +230,9 @@ class Maker:
             for tag, vr in VALUE_TAGS
             if rng.random() < 0.4
         )
-        return _raw_subject(wire.EXPLICIT, identity() + odd + plane(1, 1) + raw(0x7FE00010, "OW", b"\0\0"))  # fmt: skip
+        return _raw_subject(
+            wire.EXPLICIT, identity() + odd + plane(1, 1) + raw(0x7FE00010, "OW", b"\0\0")
+        )
 
     def _named(self, rng: random.Random) -> Subject:
         """Be named like a file elsewhere."""
@@ -301,7 +246,16 @@ class Maker:
         return replace(subject, **{keyword: hostile})
 
     def _disorder(self, rng: random.Random) -> Subject:
-        parts = [identity(), plane(1, 1), plane(2, 2, b"3"), raw(0x7FE00010, "OW", b"\0\0"), raw(0x00090010, "LO", b"X "), raw(0x00080000, "UL", rng.randbytes(4)), raw(0x00020010, "UI", b"1.2\0"), raw(0xFFFCFFFC, "OB", bytes(10))]  # fmt: skip
+        parts = [
+            identity(),
+            plane(1, 1),
+            plane(2, 2, b"3"),
+            raw(0x7FE00010, "OW", b"\0\0"),
+            raw(0x00090010, "LO", b"X "),
+            raw(0x00080000, "UL", rng.randbytes(4)),
+            raw(0x00020010, "UI", b"1.2\0"),
+            raw(0xFFFCFFFC, "OB", bytes(10)),
+        ]
         return _raw_subject(wire.EXPLICIT, b"".join(rng.choices(parts, k=rng.randint(1, 12))))
 
     def _grown(self, rng: random.Random) -> Subject:
@@ -337,13 +291,12 @@ IDEAS: tuple[Callable[[Maker, random.Random], Subject], ...] = (
 )  # fmt: skip
 
 
-def _deflated(start: bytes, zeros: int) -> bytes:
-    """Return `start` and many zeros, deflated: a thousandth of it."""
+def deflated(start: bytes, megabytes: int = 0) -> bytes:
+    """Return `start` and megabytes of zeros, deflated: a thousandth of it."""
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    parts = [packer.compress(start)]
-    for _ in range(zeros // 2**20):
-        parts.append(packer.compress(bytes(2**20)))
-    return b"".join([*parts, packer.flush()])
+    head = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)  # stands for itself
+    return head + block * megabytes + packer.flush()
 
 
 def _raw_subject(syntax: str, body: bytes) -> Subject:
@@ -353,7 +306,12 @@ def _raw_subject(syntax: str, body: bytes) -> Subject:
 def _jpeg2000(size: int) -> bytes:
     """Return a JPEG 2000 code stream that promises an image of size x size, and ends."""
     siz = struct.pack(">H8LHBBB", 0, size, size, 0, 0, size, size, 0, 0, 1, 15, 1, 1)
-    return b"\xff\x4f\xff\x51" + struct.pack(">H", len(siz) + 2) + siz + b"\xff\x52\0\x0c\0\0\0\1\0\5\4\4\0\1\xff\xd9"  # fmt: skip
+    return (
+        b"\xff\x4f\xff\x51"
+        + struct.pack(">H", len(siz) + 2)
+        + siz
+        + b"\xff\x52\0\x0c\0\0\0\1\0\5\4\4\0\1\xff\xd9"
+    )
 
 
 def _jpeg(size: int) -> bytes:
@@ -377,7 +335,7 @@ CODEC_BOMBS = (
 
 
 def renamed(subject: Subject, rng: random.Random) -> Subject:
-    """Return the data set with UIDs of its own; a tenth of them collide, some with other content."""
+    """Return the data set with UIDs of its own; a tenth of them collide."""
     sop_uid = f"1.2.826.0.1.3680043.1{rng.randrange(10**11 if rng.random() < 0.9 else 50):011d}"
     series_uid = f"1.2.826.0.1.3680043.2{rng.randrange(300):011d}"
     swapped = subject.encoded.replace(SOP.encode(), sop_uid.encode())

@@ -116,7 +116,9 @@ class Target:
         ours = {"cwd", "tmp", "home", "node.toml", "log", "state"}
         found = [each.name for each in self.folder.iterdir() if each.name not in ours]
         for name in ("cwd", "tmp", "home"):
-            found += [str(each.relative_to(self.folder)) for each in (self.folder / name).rglob("*")]  # fmt: skip
+            found += [
+                str(each.relative_to(self.folder)) for each in (self.folder / name).rglob("*")
+            ]
         found += [str(each) for each in Path("/tmp").glob("fuzz-escaped*")]
         inside = (str(each.relative_to(self.state)) for each in self.state.rglob("*"))
         return found + [name for name in inside if not KNOWN.fullmatch(name)]

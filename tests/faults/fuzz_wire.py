@@ -106,9 +106,15 @@ def request(
 
 APPLICATION = item(0x10, b"1.2.840.10008.3.1.1.1")
 STORES = {
-    number: (MR, syntax) for number, syntax in zip(range(3, 3 + 2 * len(SYNTAXES), 2), SYNTAXES, strict=True)
-}  # fmt: skip
-CONTEXTS = {1: (VERIFICATION, IMPLICIT), **STORES, 17: (COMMITMENT, IMPLICIT), 19: (ENHANCED_MR, EXPLICIT)}  # fmt: skip
+    number: (MR, syntax)
+    for number, syntax in zip(range(3, 3 + 2 * len(SYNTAXES), 2), SYNTAXES, strict=True)
+}
+CONTEXTS = {
+    1: (VERIFICATION, IMPLICIT),
+    **STORES,
+    17: (COMMITMENT, IMPLICIT),
+    19: (ENHANCED_MR, EXPLICIT),
+}
 
 
 def good_request(offered: Sequence[int] = tuple(CONTEXTS), most: int = 16384) -> bytes:
