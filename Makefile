@@ -61,12 +61,14 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 
 KILLS ?= 1000
 CONNECTIONS ?= 10000
+EXCHANGES ?= 100000
 
 .PHONY: faults
-faults: system-packages .venv/test.stamp ## KILLS times kill -9 on the way of a series; CONNECTIONS useless connections
+faults: system-packages .venv/test.stamp ## KILLS times kill -9; CONNECTIONS useless connections; EXCHANGES of hostile input
 	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS)
 	$(BIN)/python -m tests.faults.network
 	$(BIN)/python -m tests.faults.connections --count $(CONNECTIONS)
+	$(BIN)/python -m tests.faults.fuzz --exchanges $(EXCHANGES)
 
 .PHONY: soak
 soak: .venv/test.stamp ## send many series at once for a while and count what arrives

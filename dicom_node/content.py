@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from io import BytesIO
@@ -10,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset, read_preamble
+from pydicom.filereader import read_partial
 from pydicom.multival import MultiValue
-from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 from pydicom.values import convert_SQ
 
+from dicom_node.bombs import ITEM, few_elements, read_meta, refuse_bombs, refuse_large_frame
 from dicom_node.errors import InstanceRejected, NotAnInstance
 from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 
@@ -27,15 +28,15 @@ from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 IMPLEMENTATION_UID = "2.25.129741604812391164186406126163416105013"
 IMPLEMENTATION_NAME = "DICOM_NODE"
 
-# What pydicom raises on bytes that are no data set.
+# What pydicom raises on bytes that are no data set; LookupError is a character set, too.
 PARSE_ERRORS = (
-    AttributeError, BytesLengthException, EOFError, InvalidDicomError, KeyError,
-    NotImplementedError, OSError, RecursionError, TypeError, ValueError, struct.error,
+    AttributeError, BytesLengthException, EOFError, InvalidDicomError, LookupError,
+    NotImplementedError, OSError, OverflowError, RecursionError, TypeError, ValueError,
+    struct.error, zlib.error,
 )  # fmt: skip
-DECODE_ERRORS = (*PARSE_ERRORS, IndexError, RuntimeError)
+DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 
 UNDEFINED = 0xFFFFFFFF
-ITEM = b"\xfe\xff\x00\xe0"
 # They say how the pixels are packed, so a lossless re-encoding changes them.
 PACKING = frozenset({
     0x00280004,  # PhotometricInterpretation: colour transforms of JPEG 2000
@@ -57,14 +58,17 @@ ENHANCED_NAMES = {
     "InversionTimes": "InversionTime",
     "TemporalPositionIndex": "TemporalPositionIdentifier",
 }
-MOST_DECODED_BYTES = 1 << 28  # a small file may promise any number of pixels
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) -> bytes:
     """Return the data set as received, behind file meta information (PS3.10 7.1).
 
     Written by hand: pydicom refuses UIDs that scanners do use (components like ``.03``).
+
+    Raises
+    ------
+    NotAnInstance
+        If a UID is too long or no plain text.
     """
     meta = b"".join([
         struct.pack("<HH2s2xL", 2, 0x0001, b"OB", 2) + b"\x00\x01",
@@ -79,9 +83,15 @@ def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) 
 
 
 def _short_element(element: int, vr: str, text: str) -> bytes:
-    value = text.encode("ascii")
+    value = _plain_text(text, "a UID").encode("ascii")
     value += (b"\x00" if vr == "UI" else b" ") * (len(value) % 2)
     return struct.pack("<HH2sH", 2, element, vr.encode(), len(value)) + value
+
+
+def _plain_text(text: str, what: str) -> str:
+    if not (text.isascii() and text.isprintable() and len(text) <= 64):
+        raise NotAnInstance(f"{text[:80]!r} is not {what}")
+    return text
 
 
 def split_file(path: Path) -> tuple[str, bytes]:
@@ -94,9 +104,7 @@ def split_file(path: Path) -> tuple[str, bytes]:
     """
     try:
         with open(path, "rb") as file:
-            read_preamble(file, False)
-            meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-            return str(UID(meta.TransferSyntaxUID)), file.read()
+            return str(UID(read_meta(file).TransferSyntaxUID)), file.read()
     except PARSE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) else "no file meta information"
         raise NotAnInstance(f"no DICOM file: {reason}") from error
@@ -110,10 +118,11 @@ def parse(file: bytes) -> Dataset:
     NotAnInstance
         If it is none.
     InstanceRejected
-        If it is cut short inside an element of undefined length.
+        If it is cut short inside an element of undefined length, or would grow beyond all limits.
     """
     try:
-        dataset = dcmread(BytesIO(file))
+        refuse_bombs(file)
+        dataset = read_partial(BytesIO(file), few_elements())
     except PARSE_ERRORS as error:
         raise NotAnInstance(f"no DICOM data set: {type(error).__name__}") from error
     if not dataset:  # pydicom warns and gives up everything that it had read
@@ -135,7 +144,7 @@ def uid_of(dataset: Dataset, keyword: str) -> str:
         raise NotAnInstance(f"{keyword} cannot be read: {type(error).__name__}") from error
     if not isinstance(value, str) or not value:
         raise NotAnInstance(f"the data set has no {keyword}")
-    return str(value)
+    return _plain_text(str(value), f"a {keyword}")
 
 
 def attributes_digest(dataset: Dataset) -> str:
@@ -221,7 +230,8 @@ def refuse_short_pixels(dataset: Dataset) -> None:
     Raises
     ------
     InstanceRejected
-        If there are fewer bytes, or frames, of pixel data than the header promises.
+        If there are fewer bytes, or frames, of pixel data than the header promises, or if a
+        compressed frame would be larger than any.
     """
     if "Rows" not in dataset or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         return
@@ -236,12 +246,16 @@ def refuse_short_pixels(dataset: Dataset) -> None:
 def _promised(dataset: Dataset) -> tuple[int, int, str]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     encoded = bytes(dataset.PixelData or b"") if "PixelData" in dataset else b""
+    # int: a header may hold texts here, and a text times 65535 is a long one.
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    bits_per_pixel = int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
     if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
+        refuse_large_frame(rows, columns, bits_per_pixel)
         return frames, max(_fragments(encoded) - 1, 0), "frames"  # the first: offset table
-    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * frames
+    bits = rows * columns * bits_per_pixel * frames
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
-        samples = samples // 3 * 2
-    return ceil(samples * dataset.BitsAllocated / 8), len(encoded), "bytes"
+        bits = bits // 3 * 2
+    return ceil(bits / 8), len(encoded), "bytes"
 
 
 def _fragments(encoded: bytes) -> int:
@@ -256,46 +270,6 @@ def _fragments(encoded: bytes) -> int:
     if start != len(encoded):
         raise InstanceRejected(f"PixelData is cut short in fragment {count}")
     return count
-
-
-def same_pixels(one: bytes, other: bytes) -> bool:
-    """Return whether two DICOM files hold the same image, however it is encoded."""
-    first, second = parse(one), parse(other)
-    if first.file_meta.TransferSyntaxUID == second.file_meta.TransferSyntaxUID and all(
-        first.get(keyword) == second.get(keyword) for keyword in PIXELS
-    ):
-        return True
-    if "PixelData" not in first or "PixelData" not in second:
-        return False
-    try:
-        return np.array_equal(pixel_array(first), pixel_array(second))
-    except DECODE_ERRORS:  # what nobody can decode is not known to be the same
-        return False
-
-
-def pixels_digest(file: bytes) -> str | None:
-    """Return the SHA-256 of a DICOM file's decoded pixels, equal for every lossless encoding.
-
-    None where there are none, nobody can decode them, or they would take too much memory.
-    """
-    digest = hashlib.sha256()
-    try:
-        dataset = parse(file)
-        if "PixelData" not in dataset or _decoded_bytes(dataset) > MOST_DECODED_BYTES:
-            return None
-        pixels = np.atleast_2d(pixel_array(dataset))
-        for part in pixels:  # by parts: as 64 bits the whole would take four times its size
-            digest.update(part.astype("<i8").tobytes())
-    except (*DECODE_ERRORS, InstanceRejected):
-        return None
-    digest.update(str(pixels.shape).encode())
-    return digest.hexdigest()
-
-
-def _decoded_bytes(dataset: Dataset) -> int:
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    samples = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * frames
-    return int(samples * dataset.BitsAllocated // 8)
 
 
 def header_of(dataset: Dataset) -> dict[str, Any]:
@@ -368,4 +342,9 @@ def _plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, float | Decimal):
         return float(value) if isfinite(value) else None
-    return str(value) if isinstance(value, str) and value else None
+    return storable(value) if isinstance(value, str) and value else None
+
+
+def storable(text: str) -> str:
+    """Return the text without what no database takes: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()

@@ -8,14 +8,13 @@ from pathlib import Path
 from pydicom import Dataset
 
 from dicom_node import telemetry
+from dicom_node.comparison import pixels_digest, same_pixels
 from dicom_node.content import (
     as_file,
     attributes_digest,
     header_of,
     parse,
-    pixels_digest,
     refuse_short_pixels,
-    same_pixels,
     split_file,
     uid_of,
 )

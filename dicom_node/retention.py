@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dicom_node import telemetry
-from dicom_node.content import pixels_digest
+from dicom_node.comparison import pixels_digest
 from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.settings import Settings
 from dicom_node.states import JobState

@@ -266,6 +266,21 @@ class LibraryHandler(logging.Handler):
         )
 
 
+def note_dead_thread(args: threading.ExceptHookArgs) -> None:
+    """Log that a thread died of `args`, without the words: Python's own hook prints them all.
+
+    What pynetdicom's threads cannot decode ends them, and with them their association.
+    """
+    count = None if args.exc_type is SystemExit else _dead_threads.kept_back("thread")
+    if count is None:
+        return
+    more = {"count": count} if count else {}
+    get_logger().error("thread.died", exc_info=args.exc_value, **more)
+
+
+_dead_threads = Throttle()
+
+
 def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
     """Send our log lines as JSON to `stream` (default: stderr) and silence the libraries' words."""
     structlog.configure(
@@ -283,6 +298,7 @@ def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO
     root = logging.getLogger()
     root.handlers[:] = [LibraryHandler(level=logging.WARNING)]
     logging.captureWarnings(True)
+    threading.excepthook = note_dead_thread
 
 
 def get_logger() -> Any:

@@ -6,6 +6,7 @@ listener, before the response to the request or days later: `Reports` takes it w
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -25,6 +26,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node import telemetry
+from dicom_node.content import PARSE_ERRORS
 from dicom_node.errors import NodeError, StoreUnavailable
 from dicom_node.network import scu
 from dicom_node.retry import Fault, backoff_s
@@ -93,6 +95,15 @@ def reference_item(one: Reference) -> Dataset:
     return item
 
 
+@contextmanager
+def refusing_damage() -> Iterator[None]:
+    """Raise CommitmentRefused where the data set of a message turns out to be none."""
+    try:
+        yield
+    except PARSE_ERRORS as error:
+        raise CommitmentRefused(f"the data set is damaged: {type(error).__name__}") from error
+
+
 def read_request(dataset: Dataset) -> Request:
     """Return what a peer asks, or raise CommitmentRefused (PS3.4 Table J.3-1)."""
     items = references(dataset, "ReferencedSOPSequence")
@@ -132,7 +143,7 @@ def references(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
 def uid_in(dataset: Dataset, keyword: str) -> str:
     """Return a UID, or raise CommitmentRefused where there is none that can be kept."""
     value = str(dataset.get(keyword) or "").strip()
-    if not value or len(value) > 64:
+    if not value or len(value) > 64 or not (value.isascii() and value.isprintable()):
         raise CommitmentRefused(f"{keyword} is missing or no UID")
     return value
 
@@ -170,7 +181,8 @@ class Reports:
         request = cast(N_EVENT_REPORT, event.request)
         if request.AffectedSOPInstanceUID != StorageCommitmentPushModelInstance:
             raise CommitmentRefused("the report is of no instance we know", NO_SUCH_INSTANCE)
-        report = read_report(event.event_type, event.event_information)
+        with refusing_damage():
+            report = read_report(event.event_type, event.event_information)
         now = self._clock()
         again = now + timedelta(seconds=self._delay_s())
         done = self._store.commitments.record_report(

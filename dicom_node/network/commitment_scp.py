@@ -35,6 +35,7 @@ from dicom_node.network.commitment import (
     context,
     read_request,
     reference_item,
+    refusing_damage,
 )
 from dicom_node.network.tls import credentials
 from dicom_node.pixel_files import sha256_of
@@ -105,7 +106,8 @@ class CommitmentScp:
             raise CommitmentRefused("the request is to no instance we know", NO_SUCH_INSTANCE)
         if event.action_type != REQUEST:
             raise CommitmentRefused(f"there is no action type {event.action_type}", NO_SUCH_ACTION)
-        wanted = read_request(event.action_information)
+        with refusing_damage():
+            wanted = read_request(event.action_information)
         if len(wanted.instances) > MOST_INSTANCES:
             raise CommitmentRefused(f"{len(wanted.instances)} instances at once", RESOURCES)
         number = self._store.debts.accept(

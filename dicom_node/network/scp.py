@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import cast
 from weakref import WeakKeyDictionary
 
 from pydicom import Dataset
@@ -57,7 +56,7 @@ TRANSFER_SYNTAXES = (
     JPEGExtended12Bit,
     JPEGBaseline8Bit,
 )
-NOT_AUTHORISED = 0x0124
+NOT_AUTHORISED, UNRECOGNISED = 0x0124, 0x0211
 CANNOT_UNDERSTAND = 0xC000
 COMMENT_CHARACTERS = 64  # PS3.7 E.1: ErrorComment is one LO
 
@@ -147,7 +146,9 @@ class NodeScp:
         if "source" not in peer.roles:
             log.warning("instance.unauthorised", peer=peer.name)
             return _answer(NOT_AUTHORISED, f"{peer.name} is configured as no source")
-        request = cast(C_STORE, event.request)
+        request = event.request
+        if not isinstance(request, C_STORE):  # of a storage class, but another command
+            return _answer(UNRECOGNISED, "C-STORE is the only operation here")
         incoming = Incoming(
             encoded=request.DataSet.getvalue() if request.DataSet else b"",
             transfer_syntax=str(event.context.transfer_syntax),

@@ -29,6 +29,7 @@ from dicom_node.web.auth import (
     require,
     require_change,
 )
+from dicom_node.web.numbers import JOB_ID
 from dicom_node.web.tokens import Role, TokenRefused
 from dicom_node.worker.decisions import DECISIONS
 
@@ -79,9 +80,9 @@ class Api:
         """Return the paths of REST."""
         return [
             Route("/api/jobs", self.jobs),
-            Route("/api/jobs/{job_id:int}", self.job),
+            Route(f"/api/jobs/{JOB_ID}", self.job),
             *(
-                Route(f"/api/jobs/{{job_id:int}}/{name}", self._deciding(name), methods=["POST"])
+                Route(f"/api/jobs/{JOB_ID}/{name}", self._deciding(name), methods=["POST"])
                 for name in DECISIONS
             ),
             Route("/api/send", self.sending),
@@ -180,7 +181,7 @@ class Forms:
         return [
             Route("/login", self.login, methods=["POST"]),
             Route("/logout", self.logout, methods=["POST"]),
-            Route("/jobs/{job_id:int}/{decision}", self.decide, methods=["POST"]),
+            Route(f"/jobs/{JOB_ID}/{{decision}}", self.decide, methods=["POST"]),
             Route("/send/{value}", self.send, methods=["POST"]),
         ]
 

@@ -35,6 +35,7 @@ from dicom_node.web.auth import (
     refusal,
     status_of,
 )
+from dicom_node.web.numbers import JOB_ID
 from dicom_node.web.tokens import Role, TokenFile
 
 HERE = Path(__file__).parent
@@ -295,7 +296,7 @@ def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
         routes=[
             Route("/", pages.index),
             Route("/login", pages.login),
-            Route("/jobs/{job_id:int}", pages.job),
+            Route(f"/jobs/{JOB_ID}", pages.job),
             Route("/healthz", pages.healthz),
             Route("/metrics", pages.metrics),
             *Api(actions=actions, guard=guard).routes(),

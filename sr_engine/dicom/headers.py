@@ -3,6 +3,7 @@
 import math
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +13,22 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from sr_engine.dicom.proportion import refuse_inflation
 from sr_engine.errors import HeaderError, NotDicom
 
-# What pydicom raises on damaged bytes and values.
+# What pydicom raises on damaged bytes and values; LookupError: a character set that is none.
 DAMAGED = (
+    AttributeError,
     BytesLengthException,
     EOFError,
+    LookupError,
     NotImplementedError,
     OverflowError,
+    RecursionError,
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
 
 
@@ -44,6 +50,7 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     """
     try:
         with quiet():
+            refuse_inflation(path)
             dataset = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
     except (InvalidDicomError, *DAMAGED) as error:
         raise NotDicom(f"{path.name} is no DICOM file: {error}") from None

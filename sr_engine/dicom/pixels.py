@@ -8,6 +8,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from sr_engine.dicom.headers import number, sop_uid, text
+from sr_engine.dicom.proportion import refuse_too_many_pixels
 from sr_engine.errors import HeaderError, PixelDecodeError
 
 # Transfer syntaxes that may lose information, with the method's term (PS3.3 C.7.6.1.1.5).
@@ -29,6 +30,7 @@ UNDECODABLE = (
     IndexError,
     KeyError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -47,6 +49,10 @@ def decode(dataset: Dataset) -> np.ndarray:
     uid = sop_uid(dataset)
     if "PixelData" not in dataset:
         raise PixelDecodeError(f"instance {uid} has no pixel data")
+    rows, columns, frames = (
+        number(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "NumberOfFrames")
+    )
+    refuse_too_many_pixels(rows, columns, frames, uid)
     try:
         return _significant_bits(pixel_array(dataset).astype(np.int32), dataset)
     except UNDECODABLE as error:

@@ -14,14 +14,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_node.comparison import same_pixels
 from dicom_node.content import (
     as_file,
     attributes_digest,
     header_of,
     parse,
-    pixels_digest,
     refuse_short_pixels,
-    same_pixels,
     split_file,
     uid_of,
 )
@@ -228,43 +227,3 @@ def test_enhanced_header_tells_frames_apart(shared_series):
     assert len(header["frames"]) == len(positions) == 96
     assert header["PixelSpacing"] == [2.0, 2.0]
     assert len(header["ImageOrientationPatient"]) == 6
-
-
-def test_pixels_have_one_digest_in_every_encoding():
-    digests = {pixels_digest(encoded(make_instance(), syntax)) for syntax in SYNTAXES}
-
-    assert len(digests) == 1 and None not in digests
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"PixelData": b"\x07" * 32 * 48 * 2},
-        {"Rows": 48, "Columns": 32},  # the same values in another shape
-        {"PixelRepresentation": 1, "PixelData": b"\xff\xff" * 32 * 48},
-    ],
-)
-def test_other_pixels_have_another_digest(changes):
-    assert pixels_digest(encoded(make_instance(**changes))) not in (
-        None,
-        pixels_digest(encoded(make_instance())),
-    )
-
-
-def without_pixels():
-    dataset = make_instance()
-    del dataset.PixelData
-    return encoded(dataset)
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        without_pixels(),
-        b"no DICOM file",
-        encoded(make_instance(Rows=65535, Columns=65535, PixelData=b"\0\0")),
-    ],
-    ids=["no pixels", "no file", "a few bytes that promise 8 GB"],
-)
-def test_what_cannot_be_decoded_has_no_digest(file):
-    assert pixels_digest(file) is None

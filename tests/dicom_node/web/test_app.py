@@ -132,6 +132,11 @@ def test_an_unknown_job_is_a_page_with_404(page):
     assert "there is no job 99" in answer.text
 
 
+@pytest.mark.parametrize("digits", [10, 30, 5000])
+def test_a_number_that_no_job_can_have_is_404(page, digits):
+    assert page.get(f"/jobs/{'9' * digits}").status_code == 404
+
+
 def test_a_healthy_node_answers_200(page):
     answer = page.get("/healthz")
 

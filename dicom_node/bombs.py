@@ -1,0 +1,95 @@
+"""What is small on the wire and takes all memory or hours when it is read: refused before that.
+
+The largest message is `limits.message_bytes`; here stands what a message may grow to. The figures
+are far above what scanners send and far below what a listener cannot bear.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import BinaryIO
+
+from pydicom import Dataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicom_node.errors import InstanceRejected
+
+MOST_INFLATED_BYTES = 2**28  # deflated, zeros are a thousandth of that
+MOST_FRAME_BYTES = 2**28  # 11585 x 11585 pixels of 16 bits: no scanner
+# Eight bytes each on the wire, a hundred times that in memory, and much time:
+MOST_ITEMS = 200_000  # 10,000 frames of 20 functional groups, or fragments
+MOST_ELEMENTS = 20_000  # of the data set itself; items have their own
+ITEM, ITEM_BIG_ENDIAN = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+META_BYTES = 1024  # where a transfer syntax stands, if it stands anywhere
+
+
+def refuse_bombs(file: bytes) -> None:
+    """Return when nothing in a DICOM file grows out of all proportion.
+
+    Raises
+    ------
+    InstanceRejected
+        If it inflates too far or has too many items.
+    zlib.error, EOFError, InvalidDicomError ...
+        What pydicom raises on bytes that are no data set.
+    """
+    items = sum(piece.count(ITEM) + piece.count(ITEM_BIG_ENDIAN) for piece in inflated(file))
+    if items > MOST_ITEMS:
+        raise InstanceRejected(f"there are {items} items in the data set, {MOST_ITEMS} is the most")
+
+
+def inflated(file: bytes) -> Iterator[bytes]:
+    """Yield the file as it is, or a deflated data set piece by piece.
+
+    Raises
+    ------
+    InstanceRejected
+        As soon as it exceeds MOST_INFLATED_BYTES.
+    """
+    if DeflatedExplicitVRLittleEndian.encode() not in file[:META_BYTES]:
+        yield file
+        return
+    stream = BytesIO(file)
+    if read_meta(stream).TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
+        yield file
+        return
+    unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
+    while packed and not unpacker.eof:
+        piece = unpacker.decompress(packed, 2**20)
+        size, packed = size + len(piece), unpacker.unconsumed_tail
+        if size > MOST_INFLATED_BYTES:
+            raise InstanceRejected(f"the data set inflates to over {MOST_INFLATED_BYTES} bytes")
+        yield piece
+
+
+def read_meta(stream: BinaryIO) -> Dataset:
+    """Return the file meta information of a DICOM file; the stream stands behind it then."""
+    read_preamble(stream, False)
+    return read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+
+
+def few_elements() -> Callable[[BaseTag, str | None, int], bool]:
+    """Return a `stop_when` that lets pydicom read MOST_ELEMENTS, then raises InstanceRejected.
+
+    Zeros behind the pixels, megabytes of them in some archives, count as nothing: pydicom takes
+    them for one element, again and again.
+    """
+    left = iter(range(MOST_ELEMENTS))
+
+    def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag and next(left, None) is None:
+            raise InstanceRejected(f"there are more than {MOST_ELEMENTS} elements in the data set")
+        return False
+
+    return stop_when
+
+
+def refuse_large_frame(rows: int, columns: int, bits_per_pixel: int) -> None:
+    """Return when a compressed frame can be decoded in little memory, else raise InstanceRejected.
+
+    A few bytes of it can promise any size.
+    """
+    if rows * columns * bits_per_pixel > 8 * MOST_FRAME_BYTES:
+        raise InstanceRejected(f"a frame of {rows} x {columns} pixels is promised")
