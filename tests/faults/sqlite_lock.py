@@ -60,7 +60,7 @@ def campaign(folder: Path, held_s: list[float], seed: int) -> Row:
         finally:
             stop.set()
             scanner.join()
-        stand.settle(180.0)
+        stand.settle(900.0)
         row = Row(name="sqlite_lock", unit="locks", count=len(held_s))
         row.account = settle_account(stand)
         log = stand.node.log.read_text()
