@@ -28,6 +28,7 @@ from tests.faults.processes import Command, let_work
 from tests.faults.stand import COMMITTING, ENDED, SENDING, Flight, Stand
 
 WARM_NODES, IN_FLIGHT = 3, 3
+COLD_SHARE = 0.05
 PATIENCE_S = 600.0  # the machine may be busy with others
 START, COLD_START_CPU_S = "start", 3.5
 # Process -> state of the series that is aimed at -> share of all kills. "all" is the service and
@@ -63,6 +64,11 @@ class Tally:
     def enough(self) -> bool:
         """Whether there were as many as wanted."""
         return self.total >= self.wanted
+
+    @property
+    def cold_enough(self) -> bool:
+        """Whether the node that starts from a shell has had its share: each start takes seconds."""
+        return self.cold >= COLD_SHARE * self.wanted
 
     def next_aim(self, rng: random.Random) -> tuple[str, str]:
         """Return process and state that are furthest behind their share."""
@@ -104,7 +110,7 @@ class Killer:
 
     def run(self) -> None:
         """Aim and kill until there were enough."""
-        while not self.tally.enough:
+        while not self.tally.enough and not (self.node.cold and self.tally.cold_enough):
             cell = self.tally.next_aim(self.random)
             try:
                 self._one(*cell)
@@ -156,9 +162,12 @@ class Killer:
 
     def _kill_starting(self, who: str) -> None:
         """Kill what has just been started, on its way."""
-        self._kill_processes(who)
-        self.tally.count(who, self._most_advanced(), cold=self.node.cold)
-        self.node.start(wait=False)
+        if self._kill_processes(who):
+            self.tally.count(who, self._most_advanced(), cold=self.node.cold)
+        if who == "serve":
+            self.node.start(wait=False)
+        else:
+            self.node.tend()
         assert self.node.process is not None
         started = self.node.process.pid if who == "serve" else (self.node.workers() or [0])[-1]
         let_work(
@@ -189,6 +198,7 @@ class Killer:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        self.node.bury(victims)
         if who != "worker" and self.node.process is not None:
             self.node.process.wait(PATIENCE_S)
         return bool(victims)

@@ -221,12 +221,11 @@ class StandNode(Node):
             row = connection.execute(query, [series_uid]).fetchone()
         return int(row[0].split("/")[-2]) if row else None
 
-    def kill_worker(self, pid: int) -> None:
-        """Kill one worker and wait for its end."""
+    def bury(self, pids: Sequence[int]) -> None:
+        """Wait for the end of workers that were killed."""
         for one in self._workers:
-            if one.pid == pid:
-                one.kill()
-                one.wait()
+            if one.pid in pids:
+                one.wait(600.0)
 
     def command(self, name: str, *arguments: str) -> str:
         """Run another `dicom-node` command, warm; return what it said, fail where it failed."""
