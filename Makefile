@@ -59,16 +59,13 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
-KILLS ?= 1000
-CONNECTIONS ?= 10000
-EXCHANGES ?= 100000
+# How much of every campaign: 0.05 is a twentieth. ONLY names some of them, as in ONLY="kill9 clock".
+SCALE ?= 1
+ONLY ?=
 
 .PHONY: faults
-faults: system-packages .venv/test.stamp ## KILLS times kill -9; CONNECTIONS useless connections; EXCHANGES of hostile input
-	$(BIN)/python -m tests.faults.kill9 --kills $(KILLS)
-	$(BIN)/python -m tests.faults.network
-	$(BIN)/python -m tests.faults.connections --count $(CONNECTIONS)
-	$(BIN)/python -m tests.faults.fuzz --exchanges $(EXCHANGES)
+faults: system-packages .venv/test.stamp ## every fault campaign, hours in all; writes docs/reliability.md
+	$(BIN)/python -m tests.faults --scale $(SCALE) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: soak
 soak: .venv/test.stamp ## send many series at once for a while and count what arrives

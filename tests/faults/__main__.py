@@ -2,7 +2,8 @@
 
 python -m tests.faults [--scale 0.05] [--only kill9 clock]
 
-A family that is left out keeps its last result on the page.
+A family that is left out keeps its last result on the page. With --add the new results are added
+to the last ones: a long campaign in several sittings.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.families import FAMILIES, Family
-from tests.faults.ledger import ROOT, say
+from tests.faults.ledger import ROOT, say, together
 from tests.faults.report import LEDGER, PAGE, normal, render
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of the full counts [1]")
     names = [family.name for family in FAMILIES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--add", action="store_true", help="to what the ledger has")
     arguments = parser.parse_args()
     ledger = json.loads(LEDGER.read_text()) if LEDGER.is_file() else {}
     violations = 0
@@ -33,6 +35,8 @@ def main() -> int:
             continue
         document = run(family, max(1, round(family.full * arguments.scale)))
         violations += normal(document)["violations"]
+        if arguments.add and family.name in ledger:
+            document = together(ledger[family.name], document)
         ledger[family.name] = document
         LEDGER.write_text(json.dumps(ledger, indent=1) + "\n")
         PAGE.write_text(render(ledger))

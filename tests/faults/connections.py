@@ -26,6 +26,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -40,9 +41,9 @@ from pynetdicom.transport import AddressInformation
 
 from dicom_node.network import scu
 from dicom_node.network.scu import Timeouts
+from tests.faults.ledger import ROOT, commit
 from tests.rigs import MR, destination, write_series
 
-ROOT = Path(__file__).resolve().parents[2]
 KEPT_OPEN = 400  # at most; more than the node lets wait
 FLOODERS = 3
 SEND_EVERY_S = 0.1
@@ -392,15 +393,32 @@ def run(folder: Path, count: int, seed: int) -> Tally:
     return tally
 
 
+def document(tally: Tally, seed: int) -> dict[str, object]:
+    """Return the tally as docs/reliability.md reads it."""
+    return {
+        "unit": "connections",
+        "count": tally.count,
+        "violations": 0 if tally.clean else 1,
+        "seconds": tally.seconds,
+        "command": f"python -m tests.faults.connections --count {tally.count} --seed {seed}",
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "details": vars(tally),
+    }
+
+
 def main() -> int:
     """Run the campaign of the command line; 0 when every promise held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the result there, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="connections-") as folder:
         tally = run(Path(folder), arguments.count, arguments.seed)
     print(json.dumps(vars(tally), indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document(tally, arguments.seed), indent=1))
     return 0 if tally.clean else 1
 
 

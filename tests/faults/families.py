@@ -159,7 +159,7 @@ FAMILIES = (
             " goes on, as when a real clock is set. The jump comes between the two halves of a"
             " series, while it is computed (and the worker dies), while it waits for an archive"
             " that is away, while it is sent and committed, and while the node is down. Every"
-            " series must end within a minute, and none may be taken for complete early."
+            " series must end within four minutes, and none may be taken for complete early."
         ),
         cannot="Time zones play no part: the node knows UTC alone. Archive and scanner keep time.",
         short=(

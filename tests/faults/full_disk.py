@@ -77,7 +77,7 @@ def campaign(folder: Path, fillings: int, seed: int, *, guard_bytes: int) -> Row
             finally:
                 stop.set()
                 scanner.join()
-            stand.settle(180.0)
+            stand.settle(900.0)
             row.account = settle_account(stand)
             log = stand.node.log.read_text()
         row.details = {

@@ -24,11 +24,13 @@ from pathlib import Path
 
 from tests.faults.accounts import Account, settle_account
 from tests.faults.ledger import Row, main, say
-from tests.faults.processes import Command
+from tests.faults.processes import Command, let_work
 from tests.faults.stand import COMMITTING, ENDED, SENDING, Flight, Stand
 
 WARM_NODES, IN_FLIGHT = 3, 3
-START = "start"
+COLD_SHARE = 0.05
+PATIENCE_S = 600.0  # the machine may be busy with others
+START, COLD_START_CPU_S = "start", 3.5
 # Process -> state of the series that is aimed at -> share of all kills. "all" is the service and
 # its workers in one instant, as by a power cut of the machine.
 PLAN = {
@@ -62,6 +64,11 @@ class Tally:
     def enough(self) -> bool:
         """Whether there were as many as wanted."""
         return self.total >= self.wanted
+
+    @property
+    def cold_enough(self) -> bool:
+        """Whether the node that starts from a shell has had its share: each start takes seconds."""
+        return self.cold >= COLD_SHARE * self.wanted
 
     def next_aim(self, rng: random.Random) -> tuple[str, str]:
         """Return process and state that are furthest behind their share."""
@@ -103,7 +110,7 @@ class Killer:
 
     def run(self) -> None:
         """Aim and kill until there were enough."""
-        while not self.tally.enough:
+        while not self.tally.enough and not (self.node.cold and self.tally.cold_enough):
             cell = self.tally.next_aim(self.random)
             try:
                 self._one(*cell)
@@ -155,28 +162,34 @@ class Killer:
 
     def _kill_starting(self, who: str) -> None:
         """Kill what has just been started, on its way."""
-        self._kill_processes(who)
-        self.tally.count(who, self._most_advanced(), cold=self.node.cold)
-        self.node.start(wait=False)
-        took_s = 6.0 if self.node.cold else 0.3
-        time.sleep(self.random.uniform(0.0, took_s))
-        if who == "worker" and not self.node.workers():
+        if self._kill_processes(who):
+            self.tally.count(who, self._most_advanced(), cold=self.node.cold)
+        if who == "serve":
+            self.node.start(wait=False)
+        else:
+            self.node.tend()
+        assert self.node.process is not None
+        started = self.node.process.pid if who == "serve" else (self.node.workers() or [0])[-1]
+        let_work(
+            started, self.random.uniform(0.0, COLD_START_CPU_S if self.node.cold else 0.25), 5.0
+        )
+        if not self._kill_processes(who):  # a worker that its service has not started yet
             self._restart()
             return
-        self._kill_processes(who)
         self.tally.count(who, START, cold=self.node.cold)
         self._restart()
 
     def _kill(self, who: str, flight: Flight, otherwise: str = "") -> None:
+        holder = self.node.holder(flight.series_uid) if who == "worker" else None
         state = otherwise or self.node.states().get(flight.series_uid, "RECEIVING")
-        if self._kill_processes(who):
+        if self._kill_processes(who, holder):
             self.tally.count(who, "ended" if state in ENDED else state, cold=self.node.cold)
 
-    def _kill_processes(self, who: str) -> bool:
-        """Return whether there was somebody to kill."""
+    def _kill_processes(self, who: str, holder: int | None = None) -> bool:
+        """Return whether there was somebody to kill; of workers one, the `holder` if there is."""
         workers = self.node.workers() if who != "serve" else []
         if who == "worker":
-            victims = workers[: self.random.randint(1, 2)]
+            victims = [holder] if holder in workers else workers[-1:]
         else:
             assert self.node.process is not None
             victims = [self.node.process.pid, *workers]
@@ -185,8 +198,9 @@ class Killer:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        self.node.bury(victims)
         if who != "worker" and self.node.process is not None:
-            self.node.process.wait(30)
+            self.node.process.wait(PATIENCE_S)
         return bool(victims)
 
     def _restart(self) -> None:
@@ -217,7 +231,7 @@ class Killer:
     def _resend(self) -> None:
         for flight in self.stand.flights:
             if flight.waiting:
-                self.stand.send_all(flight)
+                self.stand.send_all(flight, PATIENCE_S)
 
     def _most_advanced(self) -> str:
         """Return the state of the live series that is furthest, for a kill that aims at none."""
@@ -234,9 +248,19 @@ def campaign(
     nodes: int = WARM_NODES,
     cold: bool = True,
     sources: Sequence[Path] = (),
+    minutes: float = 0.0,
 ) -> Row:
-    """Run a campaign of `kills` kills and return its row; `sources` are the files of one series."""
+    """Run a campaign and return its row.
+
+    Parameters
+    ----------
+    sources
+        The files of one series, instead of phantoms.
+    minutes
+        After which it ends even if there were fewer kills; 0: never.
+    """
     tally = Tally(wanted=kills)
+    end = time.monotonic() + minutes * 60 if minutes else float("inf")
     stands = [
         Stand(
             folder / f"stand{number}",
@@ -268,6 +292,8 @@ def campaign(
         threads[0].join(10.0)
         threads[-1].join(5.0)
         say(f"{tally.total} kills")
+        if time.monotonic() > end:
+            tally.wanted = 0
     row = Row(name="kill9", unit="kills", count=tally.total)
     for account in accounts:
         row.account.add(account)
@@ -279,15 +305,17 @@ def campaign(
 def finish(stand: Stand) -> None:
     """Let everything that is under way come to its end."""
     for flight in stand.flights:
-        stand.send_all(flight)
-    stand.settle(240.0)
+        stand.send_all(flight, PATIENCE_S)
+    stand.settle(900.0)
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> Row:
     """Run what the command line asks for."""
     sources = sorted(arguments.series.iterdir()) if arguments.series else ()
-    return campaign(folder, arguments.kills, arguments.seed, sources=sources)
+    return campaign(
+        folder, arguments.kills, arguments.seed, sources=sources, minutes=arguments.minutes
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main("kill9", __doc__, run, kills=1000, series=None))
+    sys.exit(main("kill9", __doc__, run, kills=1000, minutes=0, series=None))

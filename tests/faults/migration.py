@@ -9,11 +9,9 @@ work, and nothing may be missing.
 """
 
 import argparse
-import os
 import random
 import sqlite3
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -22,8 +20,9 @@ from alembic.config import Config
 
 from dicom_node.store.database import MIGRATIONS, Database
 from tests.faults.ledger import Row, main, say
+from tests.faults.processes import let_work
 from tests.faults.stand import StandNode
-from tests.integration.partners import free_port, listens
+from tests.integration.partners import free_port
 
 OLD, TRAIL_ROWS = "0002", 20_000
 # Seconds of the processor, not of the clock: so the moment does not hang on who else is busy.
@@ -93,19 +92,9 @@ def kill_start(node: StandNode, after_cpu_s: float) -> None:
     """Start the service and kill it when it has worked for so long."""
     node.start(wait=False, workers=False)
     assert node.process is not None
-    end = time.monotonic() + 60.0
-    while cpu_s(node.process.pid) < after_cpu_s and not listens(node.port):
-        if time.monotonic() > end:
-            break
-        time.sleep(0.002)
+    let_work(node.process.pid, after_cpu_s, 10.0)
     node.process.kill()
     node.process.wait()
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def migrated(path: Path) -> bool:

@@ -53,12 +53,12 @@ class Misbehaviour:
         for number in range(series):
             self.stand.send_all(self.stand.new())
             if number % AT_ONCE == AT_ONCE - 1:
-                self.stand.settle(90.0)
+                self.stand.settle(900.0)
                 say(f"{number + 1} of {series} series")
-        self.stand.settle(120.0)
+        self.stand.settle(900.0)
         account = Account()
         dead = self._requeue_dead(account, hopeless)
-        self.stand.settle(120.0, lambda state: state == "DELIVERED")
+        self.stand.settle(900.0, lambda state: state == "DELIVERED")
         account.add(settle_account(self.stand))
         for uid in self.peer.twice():
             account.problems.append(f"instance {uid} was taken more than once")

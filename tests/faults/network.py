@@ -43,7 +43,7 @@ def campaign(folder: Path, trials: list[tuple[str, str]], seed: int) -> Row:
                 proxy = to_node if side == SIDES[0] else to_archive
                 trial(stand, to_node, proxy, weather)
                 say(f"{number} of {len(trials)}: {side}, {weather}")
-            stand.settle(120.0)
+            stand.settle(900.0)
             row = Row(name="network", unit="series", count=len(trials))
             row.account = settle_account(stand)
             row.details = {

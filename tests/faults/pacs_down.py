@@ -41,11 +41,11 @@ def campaign(folder: Path, series: int, seed: int, day_s: float = DAY_S) -> Row:
                 stand.node.process.wait()
                 stand.node.start()
                 say(f"{number + 1} of {series} series")
-        stand.settle(120.0, lambda state: state == SENDING)
+        stand.settle(900.0, lambda state: state == SENDING)
         waiting = sum(state == SENDING for state in stand.node.states().values())
         away_s = time.monotonic() - started
         stand.pacs.start()
-        took_s = stand.settle(240.0)
+        took_s = stand.settle(900.0)
         row = Row(name="pacs_down", unit="series", count=series)
         row.account = settle_account(stand)
         if waiting != series:

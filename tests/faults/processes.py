@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -84,6 +85,22 @@ class Command:
         if code is None:
             raise subprocess.TimeoutExpired("dicom-node", timeout_s)
         return code
+
+
+def let_work(pid: int, seconds: float, limit_s: float = 30.0) -> None:
+    """Return when a process has had so many seconds of the processor, or has waited for long.
+
+    A moment on the way of its start, however busy the machine is with others.
+    """
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            return
+        if (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= seconds:
+            return
+        time.sleep(0.005)
 
 
 def run(arguments: list[str], log: str) -> None:

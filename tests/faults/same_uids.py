@@ -129,7 +129,7 @@ def campaign(folder: Path, rounds: int, seed: int) -> Row:
             for trial in TRIALS:
                 trial(senders)
             say(f"round {number + 1} of {rounds}")
-        stand.settle(180.0)
+        stand.settle(900.0)
         account = settle_account(stand)
     account.problems += senders.problems
     count = rounds * len(TRIALS)

@@ -43,7 +43,7 @@ def hold(database: Path, seconds: float) -> None:
 
 def durations(locks: int, rng: random.Random) -> list[float]:
     """Return how long each lock is held; every fifteenth outlasts everybody's patience."""
-    return [TOO_LONG_S if n % 15 == 14 else rng.uniform(0.1, 5.0) for n in range(locks)]
+    return [TOO_LONG_S if n % 15 == 7 else rng.uniform(0.1, 5.0) for n in range(locks)]
 
 
 def campaign(folder: Path, held_s: list[float], seed: int) -> Row:
@@ -60,7 +60,7 @@ def campaign(folder: Path, held_s: list[float], seed: int) -> Row:
         finally:
             stop.set()
             scanner.join()
-        stand.settle(180.0)
+        stand.settle(900.0)
         row = Row(name="sqlite_lock", unit="locks", count=len(held_s))
         row.account = settle_account(stand)
         log = stand.node.log.read_text()

@@ -195,7 +195,7 @@ class StandNode(Node):
             self.tend()
         return self
 
-    def wait_until_it_listens(self, seconds: float = 90.0) -> None:
+    def wait_until_it_listens(self, seconds: float = 600.0) -> None:
         """Return once associations are accepted."""
         wait_for("the node listens", lambda: self.alive() and listens(self.port), seconds, 0.02)
 
@@ -211,12 +211,21 @@ class StandNode(Node):
             return super().workers()
         return [one.pid for one in self._workers if one.poll() is None]
 
-    def kill_worker(self, pid: int) -> None:
-        """Kill one worker and wait for its end."""
+    def holder(self, series_uid: str) -> int | None:
+        """Return the process number of the worker that has a series; None when nobody has it."""
+        query = (
+            "SELECT j.worker FROM job j JOIN series s ON s.id = j.series_id"
+            " WHERE s.series_uid = ? AND j.state = 'RUNNING'"
+        )
+        with closing(sqlite3.connect(self.database, timeout=30)) as connection:
+            row = connection.execute(query, [series_uid]).fetchone()
+        return int(row[0].split("/")[-2]) if row else None
+
+    def bury(self, pids: Sequence[int]) -> None:
+        """Wait for the end of workers that were killed."""
         for one in self._workers:
-            if one.pid == pid:
-                one.kill()
-                one.wait()
+            if one.pid in pids:
+                one.wait(600.0)
 
     def command(self, name: str, *arguments: str) -> str:
         """Run another `dicom-node` command, warm; return what it said, fail where it failed."""
@@ -327,7 +336,7 @@ class Stand:
             flight.acknowledged |= acknowledged_of(done.stdout + done.stderr, waiting)
         return not flight.waiting
 
-    def send_all(self, flight: Flight, seconds: float = 240.0, port: int | None = None) -> None:
+    def send_all(self, flight: Flight, seconds: float = 600.0, port: int | None = None) -> None:
         """Send again and again until everything is acknowledged."""
         wait_for(
             "the series is acknowledged", lambda: self.send(flight, port=port), seconds, pause=0.1
@@ -345,7 +354,7 @@ class Stand:
         return round(time.monotonic() - started, 1)
 
     def wait_for_state(
-        self, flight: Flight, wanted: Iterable[str], seconds: float = 120.0, pause: float = 0.02
+        self, flight: Flight, wanted: Iterable[str], seconds: float = 600.0, pause: float = 0.02
     ) -> str:
         """Return the state of a series once it is one of `wanted`."""
         wanted = set(wanted)

@@ -4,6 +4,7 @@ import ast
 import json
 import random
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,8 @@ def test_the_page_is_what_the_ledger_says():
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_family_has_a_short_version_that_exists(family):
+    if find_spec(f"tests.faults.{family.name}") is None:
+        pytest.skip("this campaign is not here")
     assert family.short
     for name in family.short:
         file, _, function = name.partition("::")
