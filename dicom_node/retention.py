@@ -26,6 +26,8 @@ AGES = {  # the end of a job -> the setting that says how long its files are kep
     JobState.CANCELLED: "cancelled_days",
     JobState.DEAD: "dead_days",
 }
+CLOCK_STEP_S = 3600.0
+CLOCK_SETTLES = timedelta(days=1)
 MOST_LOTS = 50  # in one run of housekeeping, which a node that stops waits for
 
 log = telemetry.get_logger()
@@ -44,11 +46,12 @@ def purge(
 ) -> Iterator[Departure]:
     """Yield what goes, at most `most` lots, each after it is gone; with `dry` nothing is touched.
 
-    What an earlier run had decided and did not get done comes first, and is not yielded.
+    What an earlier run had decided and did not get done comes first, and is not yielded. Nothing
+    goes while the clock is doubtful.
     """
     if not dry:
         finish(store, settings, now)
-    if not settings.retention.enabled:
+    if not settings.retention.enabled or is_clock_doubtful(store, now):
         return
     limits = limits_of(settings, now)
     foreign = []
@@ -69,6 +72,15 @@ def purge(
         yield departure
     if foreign:  # the state folder has moved, or somebody has edited the database
         log.error("retention.foreign_paths", count=len(foreign), jobs=foreign[:10])
+
+
+def is_clock_doubtful(store: Store, now: datetime) -> bool:
+    """Return whether somebody set the clock lately, so far that ages may be wrong.
+
+    A day is time for a person, or for the network's time, to set a wrong one right again.
+    """
+    rows = store.audit.since("clock.set", now - CLOCK_SETTLES)
+    return any(abs(row.fields.get("seconds") or 0) >= CLOCK_STEP_S for row in rows if row.at <= now)
 
 
 def finish(store: Store, settings: Settings, now: datetime) -> int:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import uvicorn
 
-from dicom_node import housekeeping, intake, telemetry
+from dicom_node import housekeeping, intake, retention, telemetry
 from dicom_node.errors import NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
 from dicom_node.pixel_files import PixelFiles
@@ -316,7 +316,18 @@ def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
         timedelta(seconds=settings.engine.lease_s),
         not_after=now + timedelta(seconds=max(longest_s, LONGEST_PAUSE_S)),
     )
+    note_clock(store, now)
     log.info("service.recover", count=len(removed), jobs=expired)
+
+
+def note_clock(store: Store, now: datetime) -> None:
+    """Put on record that the clock is far from the end of the trail: it may have been set.
+
+    The node may as well have been off for so long; then retention waits a day for nothing.
+    """
+    newest = store.audit.newest_at()
+    if newest is not None and abs(now - newest) >= retention.CLOCK_SETTLES:
+        store.audit.record("clock.set", now, seconds=round((now - newest).total_seconds(), 1))
 
 
 def tend_until(

@@ -17,6 +17,10 @@ def purge(arguments: argparse.Namespace) -> None:
         raise Refused("nothing may go: retention is off (retention.enabled = false)")
     with opened(settings) as store:
         now = datetime.now(UTC)
+        if retention.is_clock_doubtful(store, now):
+            raise Refused(
+                "nothing may go: the clock was set within the last day, or the node was off"
+            )
         gone = list(retention.purge(store, settings, now, dry=arguments.dry_run))
     files, size = (sum(getattr(one.lot, name) for one in gone) for name in ("files", "bytes"))
     if arguments.json:

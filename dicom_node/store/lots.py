@@ -13,6 +13,7 @@ from dicom_node.store.series import newest_jobs
 from dicom_node.store.transactions import OPEN, SCP
 
 ORIGINALS, DERIVED = "originals", "derived"
+MOST_VARIABLES = 1000  # of one statement: every database has a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +182,13 @@ def promised(series_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
 def destinations(connection: sa.Connection, job_ids: list[int]) -> Mapping[int, list[str]]:
     """Return for each job its destinations, and whether they have committed."""
     delivery = schema.delivery
-    query = sa.select(delivery.c.job_id, delivery.c.destination, delivery.c.state)
+    query = sa.select(delivery.c.job_id, delivery.c.destination, delivery.c.state).order_by("id")
     found: dict[int, list[str]] = {}
-    for row in connection.execute(query.where(delivery.c.job_id.in_(job_ids)).order_by("id")):
-        committed = " (committed)" if row.state == "COMMITTED" else ""
-        found.setdefault(row.job_id, []).append(f"{row.destination}{committed}")
+    for start in range(0, len(job_ids), MOST_VARIABLES):
+        some = delivery.c.job_id.in_(job_ids[start : start + MOST_VARIABLES])
+        for row in connection.execute(query.where(some)):
+            committed = " (committed)" if row.state == "COMMITTED" else ""
+            found.setdefault(row.job_id, []).append(f"{row.destination}{committed}")
     return found
 
 

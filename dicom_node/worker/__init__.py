@@ -3,7 +3,6 @@
 The process that runs this loads torch; nothing heavy is imported before the first job.
 """
 
-import errno
 import hashlib
 import os
 import secrets
@@ -24,6 +23,7 @@ from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
 from dicom_node.worker.processes import worker_name
+from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
 from sr_engine.errors import InputRefused
 
@@ -36,7 +36,6 @@ log = telemetry.get_logger()
 Progress = Callable[[str, float], None]
 IDLE_S = 1.0  # how long a worker sleeps when the queue is empty
 NO_ROOM_S = 60.0  # until a job is tried again that found no room for its result
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,10 @@ class Worker:
             # Nobody knows whether a result was published, so its files stay; housekeeping sweeps
             # the folders that no row points into.
             reason = failure_text(error, job)
-            self._settle(job, lambda: self._fail(job, reason))
+            if is_for_want_of_room(error):
+                self._settle(job, lambda: self._wait_for_room(job))
+            else:
+                self._settle(job, lambda: self._fail(job, reason))
         except InputRefused as error:
             reason = f"The series cannot be processed: {error}"
             self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
@@ -354,17 +356,6 @@ def gate_text(findings: Sequence[release_gate.Finding]) -> str:
     first = findings[0]
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return f"The release gate refused the result by its rule {first.rule}: {first.message}{more}"
-
-
-def is_for_want_of_room(error: BaseException | None) -> bool:
-    """Return whether the disk was full, whatever was made of that on the way here."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return True
-        if isinstance(error, StoreUnavailable) and "full" in str(error):  # SQLITE_FULL
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def failure_text(error: Exception, job: ClaimedJob) -> str:

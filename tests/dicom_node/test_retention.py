@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from pydicom.uid import RLELossless
 
-from dicom_node import assembly, intake, retention
+from dicom_node import assembly, intake, retention, service
 from dicom_node.errors import ConflictingInstance, FilesGone
 from dicom_node.pixel_files import sha256_of
 from dicom_node.states import FINAL, HeldBy, JobState
@@ -288,6 +288,29 @@ def test_one_run_of_housekeeping_takes_a_part_and_the_next_one_goes_on(node):
         node.store.jobs.transition(node.received(1, f"1.2.{number}").id, "skip", NOW)
 
     assert [len(node.purge(most=2)) for _ in range(3)] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "hours_ago", "waits"),
+    [(1e8, 23, True), (-1e8, 1, True), (1e8, 25, False), (600, 1, False), (1e8, -1, False)],
+)
+def test_nothing_goes_for_a_day_after_the_clock_was_set(node, seconds, hours_ago, waits):
+    node.delivered()
+    node.store.audit.record("clock.set", LATER - timedelta(hours=hours_ago), seconds=seconds)
+
+    assert bool(node.purge(dry=True)) == (not waits)
+    assert bool(node.purge()) == (not waits)
+    assert bool(node.paths("in")) == waits
+
+
+@pytest.mark.parametrize(("later", "noted"), [(LONG, True), (-LONG, True), (DAY / 2, False)])
+def test_a_start_far_from_the_end_of_the_trail_makes_the_clock_doubtful(node, later, noted):
+    node.delivered()
+
+    service.note_clock(node.store, NOW + later)
+
+    assert ("clock.set" in node.events()) == noted
+    assert retention.is_clock_doubtful(node.store, NOW + later) == noted
 
 
 def decided(node):
