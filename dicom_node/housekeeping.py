@@ -11,8 +11,10 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, telemetry
+from dicom_node.errors import UnknownJob
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
+from dicom_node.states import JobState
 from dicom_node.store import Store
 from dicom_node.store.overview import derived_files
 from dicom_node.worker import attempts_dir
@@ -140,7 +142,7 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
     kept = {path.parent for path, _ in derived_files(store.database)}
     oldest = now.timestamp() - 2 * settings.engine.lease_s
     for folder in attempts_dir(settings).glob("*/*"):
-        if folder not in kept and newest_change(folder) < oldest:
+        if folder not in kept and newest_change(folder) < oldest and not in_use(store, folder):
             shutil.rmtree(folder)
             log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
 
@@ -149,6 +151,20 @@ def newest_change(folder: Path) -> float:
     """Return when the folder or a file in it last changed, in seconds since the epoch."""
     times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
     return max(times, default=0.0)
+
+
+def in_use(store: Store, folder: Path) -> bool:
+    """Return whether a running job may write there, or has published it just now.
+
+    Times tell nothing when the clock was set forward, or when a job computes for long.
+    """
+    try:
+        job = store.jobs.get(int(folder.parent.name))
+    except (ValueError, UnknownJob):
+        return False
+    return job.state is JobState.RUNNING or any(
+        one.path.parent == folder for one in store.jobs.derived(job.id)
+    )
 
 
 PERIODIC = (
