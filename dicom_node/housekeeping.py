@@ -11,9 +11,10 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, pixel_files, retention, telemetry
-from dicom_node.errors import StoreUnavailable
+from dicom_node.errors import StoreUnavailable, UnknownJob
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
+from dicom_node.states import JobState
 from dicom_node.store import Store
 from dicom_node.store.lots import DERIVED
 from dicom_node.store.overview import GONE, stored_files
@@ -156,7 +157,7 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
     kept = {one.path.parent for one in files if one.kind == DERIVED and one.fate != GONE}
     oldest = now.timestamp() - 2 * settings.engine.lease_s
     for folder in attempts_dir(settings).glob("*/*"):
-        if folder not in kept and newest_change(folder) < oldest:
+        if folder not in kept and newest_change(folder) < oldest and not in_use(store, folder):
             shutil.rmtree(folder)
             log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
 
@@ -165,6 +166,20 @@ def newest_change(folder: Path) -> float:
     """Return when the folder or a file in it last changed, in seconds since the epoch."""
     times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
     return max(times, default=0.0)
+
+
+def in_use(store: Store, folder: Path) -> bool:
+    """Return whether a running job may write there, or has published it just now.
+
+    Times tell nothing when the clock was set forward, or when a job computes for long.
+    """
+    try:
+        job = store.jobs.get(int(folder.parent.name))
+    except (ValueError, UnknownJob):
+        return False
+    return job.state is JobState.RUNNING or any(
+        one.path.parent == folder for one in store.jobs.derived(job.id)
+    )
 
 
 PERIODIC = (

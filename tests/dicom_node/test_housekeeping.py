@@ -89,6 +89,21 @@ def test_retention_leaves_the_folders_of_what_it_deletes_to_nobody(tmp_path):
         assert telemetry.registry.get_sample_value("dicom_node_retention_unfinished") == 0
 
 
+def test_the_folder_of_a_running_attempt_stays_however_old_it_looks(node):
+    node.store.jobs.claim("w", datetime.now(UTC), timedelta(seconds=60))
+    folder = attempts_dir(node.settings) / str(node.job.id) / "1-live"
+    folder.mkdir(parents=True)
+    (folder / "1.dcm").touch()
+
+    tomorrow = datetime.now(UTC) + timedelta(days=1)  # the clock was set forward
+    housekeeping.sweep_attempts(node.store, node.settings, tomorrow)
+    assert folder.exists()
+
+    node.store.jobs.transition(node.job.id, "cancel", tomorrow)
+    housekeeping.sweep_attempts(node.store, node.settings, tomorrow)
+    assert not folder.exists()
+
+
 def test_a_task_that_fails_is_remembered_until_it_works_again(node):
     broken = [True]
 

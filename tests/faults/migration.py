@@ -77,7 +77,7 @@ def campaign(folder: Path, kills: int, seed: int, rows: int = TRAIL_ROWS) -> Row
         trail = rows if kind == "older database" else 0
         if trail:
             older_database(node.database, trail)
-        for _ in range(min(5, kills - row.count)):
+        while row.count < kills and not migrated(node.database):
             kill_start(node, rng.uniform(0.0, WITHIN_CPU_S[kind]))
             row.count += 1
             wrong = look(node.database, trail)
