@@ -5,11 +5,10 @@ from starlette.convertors import IntegerConvertor, register_url_convertor
 JOB_ID = "{job_id:job}"  # of a route
 
 
-def _register() -> None:
-    """Teach Starlette the type; its own takes any length, and fails beyond 4300 digits."""
-    convertor = IntegerConvertor()
-    convertor.regex = "[0-9]{1,9}"
-    register_url_convertor("job", convertor)
+class JobConvertor(IntegerConvertor):
+    """Starlette's own takes any length, and fails beyond 4300 digits."""
+
+    regex = "[0-9]{1,9}"
 
 
-_register()
+register_url_convertor("job", JobConvertor())
