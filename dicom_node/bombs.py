@@ -16,7 +16,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.errors import InstanceRejected
 
-MOST_INFLATED_BYTES = 2**28  # deflated, zeros are a thousandth of that
+# Zeros deflate to a thousandth, images to a half or a quarter: any data set may inflate to
+# the first, a large one to so many times its size, none to more than the last.
+ALWAYS_INFLATED_BYTES, MOST_TIMES, MOST_INFLATED_BYTES = 2**26, 20, 2**30
 MOST_FRAME_BYTES = 2**28  # 11585 x 11585 pixels of 16 bits: no scanner
 # Eight bytes each on the wire, a hundred times that in memory, and much time:
 MOST_ITEMS = 200_000  # 10,000 frames of 20 functional groups, or fragments
@@ -46,7 +48,7 @@ def inflated(file: bytes) -> Iterator[bytes]:
     Raises
     ------
     InstanceRejected
-        As soon as it exceeds MOST_INFLATED_BYTES.
+        As soon as it has become too large.
     """
     if DeflatedExplicitVRLittleEndian.encode() not in file[:META_BYTES]:
         yield file
@@ -56,11 +58,12 @@ def inflated(file: bytes) -> Iterator[bytes]:
         yield file
         return
     unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
+    most = min(MOST_INFLATED_BYTES, max(ALWAYS_INFLATED_BYTES, MOST_TIMES * len(packed)))
     while packed and not unpacker.eof:
         piece = unpacker.decompress(packed, 2**20)
         size, packed = size + len(piece), unpacker.unconsumed_tail
-        if size > MOST_INFLATED_BYTES:
-            raise InstanceRejected(f"the data set inflates to over {MOST_INFLATED_BYTES} bytes")
+        if size > most:
+            raise InstanceRejected(f"the data set inflates to over {most} bytes")
         yield piece
 
 

@@ -5,10 +5,10 @@ from starlette.convertors import IntegerConvertor, register_url_convertor
 JOB_ID = "{job_id:job}"  # of a route
 
 
-class JobNumber(IntegerConvertor):
+class JobConvertor(IntegerConvertor):
     """Starlette's own takes any length, and fails beyond 4300 digits."""
 
     regex = "[0-9]{1,9}"
 
 
-register_url_convertor("job", JobNumber())
+register_url_convertor("job", JobConvertor())

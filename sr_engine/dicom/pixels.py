@@ -49,10 +49,8 @@ def decode(dataset: Dataset) -> np.ndarray:
     uid = sop_uid(dataset)
     if "PixelData" not in dataset:
         raise PixelDecodeError(f"instance {uid} has no pixel data")
-    rows, columns, frames = (
-        number(dataset, keyword) or 0 for keyword in ("Rows", "Columns", "NumberOfFrames")
-    )
-    refuse_too_many_pixels(rows, columns, frames, uid)
+    rows, columns = number(dataset, "Rows") or 0, number(dataset, "Columns") or 0
+    refuse_too_many_pixels(rows, columns, number(dataset, "NumberOfFrames") or 1, uid)
     try:
         return _significant_bits(pixel_array(dataset).astype(np.int32), dataset)
     except UNDECODABLE as error:

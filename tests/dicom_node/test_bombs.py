@@ -1,5 +1,6 @@
 """What is small on the wire and huge when read is refused, in little memory and soon."""
 
+import random
 import struct
 import tracemalloc
 
@@ -27,7 +28,7 @@ def zeros(megabytes: int) -> bytes:
 
 
 def test_a_deflation_bomb_is_refused_in_little_memory():
-    bomb = zeros(257)
+    bomb = zeros(65)
     tracemalloc.start()
 
     with pytest.raises(InstanceRejected, match="inflates to over"):
@@ -36,6 +37,13 @@ def test_a_deflation_bomb_is_refused_in_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(bomb) < MB and peak < 20 * MB
+
+
+def test_a_large_deflated_image_is_read():
+    pixels = random.Random(1).randbytes(8 * MB) * 9  # deflate does not see that they come again
+    image = raw(0x7FE00010, "OW", pixels)
+
+    assert parse(file(deflated(identity() + image), wire.DEFLATED)).PixelData == pixels
 
 
 def test_a_deflated_data_set_of_usual_size_is_read():

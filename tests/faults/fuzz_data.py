@@ -41,7 +41,7 @@ SIZES = (0, 1, 2, 255, 4096, 32767, 65535)
 FRAMES = (b"0", b"-1", b"2", b"1000000", b"2147483647", b"99999999999999999999", b"1\\2", b"x")
 ITEM_END, SEQUENCE_END = b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = 0xFFFFFFFF
-BOMB_MB = 320  # more than `bombs.MOST_INFLATED_BYTES`
+BOMB_MB = 80  # more than `bombs.ALWAYS_INFLATED_BYTES`
 
 
 @dataclass(frozen=True, kw_only=True)
