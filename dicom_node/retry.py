@@ -46,12 +46,15 @@ _AGAIN, _NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
 # for storage commitment alike. Source: PS3.4 B.2.3, PS3.4 J.3.2, PS3.7 annex C.
 FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     (0x0000, 0x0000): _row(_SENT, "stored"),
+    (0x0001, 0x0001): _row(_WARNED, "stored, something optional is not supported"),
+    (0x0105, 0x0106): _row(_NEVER, "no such attribute, or an invalid value"),
     (0x0107, 0x0107): _row(_WARNED, "stored, an attribute was ignored"),
     (0x0110, 0x0110): _row(_AGAIN, "processing failure"),
     # Our UIDs are made from the content: who has the UID has what we sent and lost the answer of.
     (0x0111, 0x0111): _row(_WARNED, "the peer has this SOP instance already"),
     (0x0112, 0x0112): _row(_NEVER, "no such SOP instance"),
     (0x0114, 0x0115): _row(_NEVER, "an argument is refused"),
+    (0x0116, 0x0116): _row(_WARNED, "stored, a value is out of range"),
     (0x0117, 0x0117): _row(_NEVER, "invalid SOP instance"),
     (0x0118, 0x0118): _row(_NEVER, "no such SOP class"),
     (0x0119, 0x0119): _row(_NEVER, "the SOP instance is of another class"),
@@ -107,6 +110,11 @@ def classify(fault: int | Fault) -> Meaning:
         if isinstance(key, tuple) and key[0] <= fault <= key[1]:
             return meaning
     return UNKNOWN
+
+
+def statuses(verdict: Verdict) -> list[tuple[int, int]]:
+    """Return the ranges (first, last) of the statuses that mean `verdict`."""
+    return [key for key, row in FAULTS.items() if isinstance(key, tuple) and row.verdict is verdict]
 
 
 def describe(fault: int | Fault) -> str:

@@ -6,7 +6,7 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -138,8 +138,10 @@ class Sender:
         if failed:
             self._finish_failed(task, peer, failed)
         elif len(outcomes) == len(task.instances):
-            reason = f"{peer.name} has stored every instance."
-            self._finish(task, Verdict.SENT, reason, commitment=peer.commitment)
+            warnings = self._store.deliveries.warnings(task.delivery_id)
+            verdict = Verdict.SENT_WITH_WARNING if warnings else Verdict.SENT
+            reason = f"{peer.name} has stored every instance{_warned(warnings)}."
+            self._finish(task, verdict, reason, commitment=peer.commitment)
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
@@ -294,6 +296,12 @@ class Sender:
 
 def _title(peer: PeerSettings) -> str:
     return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+
+
+def _warned(warnings: Mapping[int, int]) -> str:
+    """Return what a destination said about instances that it took all the same."""
+    said = [f"{count} with {describe(status)}" for status, count in warnings.items()]
+    return f", {', '.join(said)}" if said else ""
 
 
 def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:

@@ -96,6 +96,20 @@ class DeliveryStore:
         with self._database.transaction() as work:
             work.execute(sa.update(part).where(these, part.c.sent_at.is_(None)).values(sent_at=now))
 
+    def warnings(self, delivery_id: int) -> dict[int, int]:
+        """Return how many instances the destination took with which warning, in all attempts."""
+        part = schema.delivery_instance
+        query = sa.select(part.c.status, sa.func.count()).where(
+            part.c.delivery_id == delivery_id,
+            part.c.sent_at.is_not(None),
+            part.c.status.is_not(None),
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query.group_by(part.c.status).order_by(part.c.status)).all()
+        return {
+            row[0]: row[1] for row in rows if classify(row[0]).verdict is Verdict.SENT_WITH_WARNING
+        }
+
     def finish(
         self,
         delivery_id: int,

@@ -168,7 +168,8 @@ def lock(work: Work, series_id: int) -> None:
     """Keep late images and decisions of people away from a series until the transaction ends."""
     for table, column in ((schema.series, "id"), (schema.job, "series_id")):
         query = sa.select(table.c.id).where(table.c[column] == series_id).order_by(table.c.id)
-        work.execute(query.with_for_update()).all()
+        # Not the keys: who makes a new generation holds the job and points at the series.
+        work.execute(query.with_for_update(key_share=True)).all()
 
 
 def doom(work: Work, lot: Lot, number: int) -> int:

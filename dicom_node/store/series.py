@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import ConflictingInstance
+from dicom_node.retry import Verdict, statuses
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
@@ -343,14 +344,22 @@ def newest_jobs_with_series() -> sa.Select[Any]:
 
 
 def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]]]:
-    """Return for each job its deliveries with the number of instances sent and committed."""
+    """Return for each job its deliveries, and how many instances stand where.
+
+    "sent" counts what the destination has, "warned" those of them that it took with a warning,
+    "failed" what it refused when it was last sent.
+    """
     delivery, part = schema.delivery, schema.delivery_instance
+    warned = sa.or_(*(part.c.status.between(*both) for both in statuses(Verdict.SENT_WITH_WARNING)))
+    there = part.c.sent_at.is_not(None)
     query = (
         sa.select(
             delivery.c.job_id,
             delivery.c.destination,
             delivery.c.state,
             sa.func.count(part.c.sent_at).label("sent"),
+            sa.func.count(sa.case((there & warned, 1))).label("warned"),
+            sa.func.count(sa.case((~there & part.c.status.is_not(None), 1))).label("failed"),
             sa.func.count(part.c.committed_at).label("committed"),
         )
         .outerjoin(part, part.c.delivery_id == delivery.c.id)
@@ -359,6 +368,6 @@ def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]
     )
     figures: dict[int, list[dict[str, Any]]] = {}
     for row in connection.execute(query):
-        line = {name: row._mapping[name] for name in ("destination", "state", "sent", "committed")}
+        line = {name: value for name, value in row._mapping.items() if name != "job_id"}
         figures.setdefault(row.job_id, []).append(line)
     return figures

@@ -155,10 +155,12 @@ def delivery_line(row: Mapping[str, Any]) -> DeliveryLine:
     """Return the text of one element of ``deliveries`` of the listing."""
     state = str(row["state"])
     sent = f", {row['sent']} sent" if state in ("PENDING", "DEAD") and row.get("sent") else ""
+    warned = f", {row['warned']} with a warning" if row["warned"] else ""
+    failed = f", {row['failed']} failed" if row["failed"] else ""
     some = row.get("committed") and state != "COMMITTED"
     kept = f", {row['committed']} committed" if some else ""
     reason = f" ({row['reason']})" if row.get("reason") else ""
-    text = f"{row['destination']}: {state.lower()}{sent}{kept}{reason}"
+    text = f"{row['destination']}: {state.lower()}{sent}{warned}{failed}{kept}{reason}"
     return DeliveryLine(text=text, look=DELIVERY_LOOKS.get(state, "idle"))
 
 

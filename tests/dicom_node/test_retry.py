@@ -17,6 +17,7 @@ from dicom_node.retry import (
     cure,
     describe,
     describe_failure,
+    statuses,
 )
 
 SENT, WARNED = Verdict.SENT, Verdict.SENT_WITH_WARNING
@@ -33,6 +34,10 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (0xB007, WARNED),
         (0x0111, WARNED),
         (0x0107, WARNED),
+        (0x0001, WARNED),
+        (0x0116, WARNED),
+        (0x0105, NEVER),
+        (0x0106, NEVER),
         (0x0110, AGAIN),
         (0x0210, AGAIN),
         (0x0213, AGAIN),
@@ -101,6 +106,13 @@ def test_every_failure_reason_is_tested():
     rows = test_failure_reason_has_its_cure.pytestmark[0].args[1]
 
     assert set(COMMITMENT_FAILURES) < {reason for reason, _ in rows}
+
+
+@given(st.integers(0, 0xFFFF), st.sampled_from([SENT, WARNED, NEVER]))
+def test_the_ranges_of_a_verdict_are_its_statuses(status, verdict):
+    inside = any(first <= status <= last for first, last in statuses(verdict))
+
+    assert inside == (classify(status).verdict is verdict)
 
 
 def test_every_fault_without_status_has_a_row():

@@ -100,6 +100,22 @@ def test_warning_counts_as_sent(store, tmp_path, status):
         sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
 
     assert store.jobs.get(job_id).state == "DELIVERED"
+    assert f"4 with status 0x{status:04X}" in delivery(store, job_id)["reason"]
+    assert store.series.listing()[0]["deliveries"][0]["warned"] == 4
+    outcomes = [row.fields.get("outcome") for row in store.audit.listing(job_id=job_id)]
+    assert "sent-with-warning" in outcomes
+
+
+def test_a_file_that_is_not_the_published_one_any_more_is_not_sent(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    changed = store.deliveries.due(NOW)[0].instances[1]
+    changed.path.write_bytes(changed.path.read_bytes()[:-2] + b"\1\1")
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
+
+    assert changed.sop_uid not in archive.received and len(archive.received) == 3
+    assert delivery(store, job_id)["state"] == "DEAD"
+    assert "not the one that was published" in delivery(store, job_id)["reason"]
 
 
 def test_lasting_refusal_ends_the_delivery_with_a_reason(store, tmp_path):

@@ -25,7 +25,10 @@ def test_a_job_is_delivered_when_every_instance_is_stored(store, published, now,
 
     assert store.jobs.get(job_id).state == JobState.DELIVERED
     assert store.series.listing()[0]["deliveries"] == [
-        {"destination": "pacs", "state": "SENT", "sent": 2, "committed": 0}
+        {
+            **{"destination": "pacs", "state": "SENT"},
+            **{"sent": 2, "warned": 0, "failed": 0, "committed": 0},
+        }
     ]
 
 
@@ -116,3 +119,19 @@ def test_an_unknown_delivery_is_refused(store, published, now):
         store.deliveries.finish(99, "sent", "stored", now)
     with pytest.raises(UnknownJob):
         store.deliveries.record_status(task.delivery_id, 99, 0, now)
+
+
+def test_what_was_warned_about_and_what_failed_is_counted_apart(store, published, now):
+    published()
+    (task,) = store.deliveries.due(now)
+    first, second = (one.derived_instance_id for one in task.instances)
+    store.deliveries.record_status(task.delivery_id, first, 0xB007, now)
+    store.deliveries.record_status(task.delivery_id, second, 0xA700, now)
+
+    [figures] = store.series.listing()[0]["deliveries"]
+
+    assert (figures["sent"], figures["warned"], figures["failed"]) == (1, 1, 1)
+    assert store.deliveries.warnings(task.delivery_id) == {0xB007: 1}
+    store.deliveries.record_status(task.delivery_id, second, 0, now)
+    [figures] = store.series.listing()[0]["deliveries"]
+    assert (figures["sent"], figures["warned"], figures["failed"]) == (2, 1, 0)

@@ -217,7 +217,12 @@ def test_the_listing_has_the_shape_that_scripts_rely_on(store, new_instance, pub
             "state": "DERIVED",
             "reason": "The derived series is made; it is being sent to pacs.",
             "derived_series_uid": "2.25.123",
-            "deliveries": [{"destination": "pacs", "state": "PENDING", "sent": 1, "committed": 0}],
+            "deliveries": [
+                {
+                    **{"destination": "pacs", "state": "PENDING"},
+                    **{"sent": 1, "warned": 0, "failed": 0, "committed": 0},
+                }
+            ],
         },
         {
             "series_uid": "1.2.4",
