@@ -1,7 +1,7 @@
 """One received instance: new, a duplicate or a conflict; durable before anybody hears "success"."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -169,8 +169,6 @@ def _keep(
             # When the database does not answer, the row may or may not be there: the file stays,
             # the sender tries again, and `recover` removes what nobody claims.
             new = _row(examined, incoming, path)
-            if known is not None:  # the same image, perhaps in another encoding
-                new = replace(new, pixels_sha256=known.pixels_sha256)
             outcome = store.series.record_instance(new, now).outcome
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
 
@@ -182,7 +180,7 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
     what = f"SOP instance {examined.sop_uid} is known with other"
     if known.attributes_sha256 != examined.attributes_sha256:
         raise ConflictingInstance(f"{what} attributes")
-    if known.pixels_sha256 is not None:  # retention keeps it for files that go
+    if known.pixels_sha256:  # retention keeps it for files that go
         if known.pixels_sha256 != pixels_digest(examined.file):
             raise ConflictingInstance(f"{what} pixels")
         return

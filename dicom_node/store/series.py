@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,10 @@ class SeriesStore:
         with self._database.transaction() as work:
             known = find(work.connection, new.sop_uid)
             if known is not None:
-                refuse_other_content(known, new)
-                if known.removal_id is not None:
+                if known.removal_id is not None:  # who wrote the file has compared the pixels
+                    refuse_other_content(known, replace(new, sha256=known.sha256))
                     return restore(work, known, new, now)
+                refuse_other_content(known, new)
                 return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
             series_id = upsert_series(work, new, now)
             job_id = receiving_job(work, series_id, new.series_uid, now)
