@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.errors import InstanceRejected
 
-# Zeros deflate to a thousandth, images to a half or a quarter: a data set of any size may inflate to
+# Zeros deflate to a thousandth, images to a half or a quarter: any data set may inflate to
 # the first, a large one to so many times its size, none to more than the last.
 ALWAYS_INFLATED_BYTES, MOST_TIMES, MOST_INFLATED_BYTES = 2**26, 20, 2**30
 MOST_FRAME_BYTES = 2**28  # 11585 x 11585 pixels of 16 bits: no scanner
