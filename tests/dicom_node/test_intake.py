@@ -180,7 +180,7 @@ def lock_database(tmp_path):
 
 
 def test_database_that_does_not_commit_is_no_success(take, files, store, tmp_path, monkeypatch):
-    monkeypatch.setattr("dicom_node.store.database.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("dicom_node.store.engines.BUSY_TIMEOUT_S", 0.2)
     impatient = open_store(f"sqlite:///{tmp_path / 'node.db'}")
     arriving = incoming(encoded(make_instance()), tmp_path)
     blocker = lock_database(tmp_path)
