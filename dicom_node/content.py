@@ -20,6 +20,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 from pydicom.values import convert_SQ
 
+from dicom_node.elements import ITEM, PACKING, PADDED, UNDEFINED
 from dicom_node.errors import InstanceRejected, NotAnInstance
 from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 
@@ -34,17 +35,6 @@ PARSE_ERRORS = (
 )  # fmt: skip
 DECODE_ERRORS = (*PARSE_ERRORS, IndexError, RuntimeError)
 
-UNDEFINED = 0xFFFFFFFF
-ITEM = b"\xfe\xff\x00\xe0"
-# They say how the pixels are packed, so a lossless re-encoding changes them.
-PACKING = frozenset({
-    0x00280004,  # PhotometricInterpretation: colour transforms of JPEG 2000
-    0x00280006,  # PlanarConfiguration
-    0x7FE00001, 0x7FE00002,  # extended offset table
-    0x7FE00010,  # PixelData
-    0xFFFCFFFC,  # DataSetTrailingPadding
-})  # fmt: skip
-PADDED = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 NUMERIC = frozenset("DS FD FL IS SL SS UL US".split())
 WORD_BYTES = {
     "AT": 2, "OW": 2, "SS": 2, "US": 2, "FL": 4, "OF": 4, "OL": 4, "SL": 4, "UL": 4,
@@ -60,8 +50,15 @@ ENHANCED_NAMES = {
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) -> bytes:
-    """Return the data set as received, behind file meta information (PS3.10 7.1).
+def as_file(
+    sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes | memoryview
+) -> bytes:
+    """Return the data set as received, behind file meta information (PS3.10 7.1)."""
+    return b"".join([file_meta(sop_class, sop_uid, transfer_syntax), encoded])
+
+
+def file_meta(sop_class: str, sop_uid: str, transfer_syntax: str) -> bytes:
+    """Return preamble and file meta information.
 
     Written by hand: pydicom refuses UIDs that scanners do use (components like ``.03``).
     """
@@ -74,7 +71,7 @@ def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) 
         _short_element(0x0013, "SH", IMPLEMENTATION_NAME),
     ])  # fmt: skip
     length = struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(meta))
-    return b"".join([b"\x00" * 128, b"DICM", length, meta, encoded])
+    return b"".join([b"\x00" * 128, b"DICM", length, meta])
 
 
 def _short_element(element: int, vr: str, text: str) -> bytes:
@@ -194,9 +191,8 @@ def _items(dataset: Dataset, element: DataElement | RawDataElement) -> Iterable[
 
 def _plain_value(element: DataElement | RawDataElement) -> bytes:
     value = element.value
-    if not isinstance(element, RawDataElement):  # pydicom reads the character set at once
-        texts = value if isinstance(value, MultiValue | list) else [value or ""]
-        return "\\".join(map(str, texts)).encode().rstrip(b" \x00")
+    if not isinstance(element, RawDataElement):
+        return _encoded_again(element)
     value = value or b""
     if element.length not in (UNDEFINED, len(value)):
         raise InstanceRejected(
@@ -206,6 +202,18 @@ def _plain_value(element: DataElement | RawDataElement) -> bytes:
         value = _swapped(value, WORD_BYTES.get(element.VR or "", 1))
     known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else None
     return value.rstrip(b" \x00") if known in PADDED else value
+
+
+def _encoded_again(element: DataElement) -> bytes:
+    """Return the value of an element that pydicom has already read.
+
+    These are the character set, and PixelRepresentation where there is a sequence.
+    """
+    value = element.value
+    values = value if isinstance(value, MultiValue | list) else [value]
+    if element.VR == "US":
+        return b"".join(struct.pack("<H", each) for each in values if isinstance(each, int))
+    return "\\".join(str(each or "") for each in values).encode().rstrip(b" \x00")
 
 
 def _swapped(value: bytes, word_bytes: int) -> bytes:
@@ -293,13 +301,19 @@ def header_of(dataset: Dataset) -> dict[str, Any]:
 def _chosen(dataset: Dataset) -> dict[str, Any]:
     found = {}
     for keyword in (*HEADER_KEYS, *ENHANCED_NAMES):
-        try:
-            value = _plain(dataset.get(keyword))
-        except PARSE_ERRORS:
-            continue  # a value that cannot be read counts as absent; the engine will say more
-        if value is not None and not _is_spoilt(keyword, value):
+        value = value_of(dataset, keyword)
+        if value is not None:
             found[ENHANCED_NAMES.get(keyword, keyword)] = value
     return found
+
+
+def value_of(dataset: Dataset, keyword: str) -> Any:
+    """Return one value as JSON can hold it, None where there is none."""
+    try:
+        value = _plain(dataset.get(keyword))
+    except PARSE_ERRORS:
+        return None  # a value that cannot be read counts as absent; the engine will say more
+    return None if value is not None and _is_spoilt(keyword, value) else value
 
 
 def _is_spoilt(keyword: str, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance
+from dicom_node.errors import ConflictingInstance, NodeError, StoreUnavailable
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.moves import create_job, move, new_generation, newest_job
+from dicom_node.together import Together
 
 LEDGER_PARTS = {
     JobState.RECEIVING: "in_flight",
@@ -102,15 +104,37 @@ class Ledger:
         return parts.pop("acknowledged") == sum(parts.values())
 
 
+Arrival = tuple[NewInstance, datetime]
+# Built once: building and keying a statement takes longer than running it.
+OF_INSTANCE = [field.name for field in fields(NewInstance) if field.name in schema.instance.c]
+FIND = sa.select(schema.instance).where(schema.instance.c.sop_uid == sa.bindparam("uid"))
+FIND_ALL = sa.select(schema.instance).where(
+    schema.instance.c.sop_uid.in_(sa.bindparam("uids", expanding=True))
+)
+INSERT = sa.insert(schema.instance)
+COUNT_MORE = (
+    sa.update(schema.series)
+    .where(schema.series.c.series_uid == sa.bindparam("uid"))
+    .values(
+        acknowledged=schema.series.c.acknowledged + sa.bindparam("more"),
+        last_received_at=sa.bindparam("at"),
+    )
+    .returning(schema.series.c.id)
+)
+
+
 class SeriesStore:
     """Received series and their instances."""
 
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
+        self._recording: Together[Arrival, Recorded] = Together(self._record_all)
 
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
-        """Return what became of `new`, in one transaction: when this returns, it is durable.
+        """Return what became of `new`: when this returns, it is durable.
+
+        Instances that arrive at the same time share one transaction.
 
         A late slice reopens its series, or makes a new generation once work has begun.
 
@@ -121,25 +145,37 @@ class SeriesStore:
         StoreUnavailable
             If the database did not commit.
         """
-        try:
-            return self._record(new, now)
-        except sa.exc.IntegrityError:  # PostgreSQL: another association made the row meanwhile
-            return self._record(new, now)
+        return self._recording.do((new, now))
 
-    def _record(self, new: NewInstance, now: datetime) -> Recorded:
+    def _record_all(self, batch: Sequence[Arrival]) -> Sequence[Recorded | Exception]:
+        """Record what many threads bring, in one transaction; one bad instance hurts no other."""
+        if len({new.sop_uid for new, _ in batch}) == len(batch):
+            try:
+                return self._record(batch)
+            except StoreUnavailable as error:
+                return [StoreUnavailable(str(error)) for _ in batch]
+            except (sa.exc.IntegrityError, NodeError):
+                pass  # PostgreSQL: another process made a row meanwhile
+        return [self._record_one(each) for each in batch]
+
+    def _record_one(self, arrival: Arrival) -> Recorded | Exception:
+        try:
+            return self._record([arrival])[0]
+        except NodeError as error:
+            return error
+
+    def _record(self, batch: Sequence[Arrival]) -> list[Recorded | Exception]:
+        """Record instances of different UIDs."""
         with self._database.transaction() as work:
-            known = find(work.connection, new.sop_uid)
-            if known is not None:
-                refuse_other_content(known, new)
-                return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
-            series_id = upsert_series(work, new, now)
-            job_id = receiving_job(work, series_id, new.series_uid, now)
-            values = {f.name: getattr(new, f.name) for f in fields(new)} | {"path": str(new.path)}
-            row = {name: values[name] for name in values if name in schema.instance.c}
-            work.execute(
-                sa.insert(schema.instance).values(**row, series_id=series_id, received_at=now)
-            )
-            return Recorded(outcome="new", job_id=job_id)
+            known = find_all(work.connection, [new.sop_uid for new, _ in batch])
+            fresh = [(new, now) for new, now in batch if new.sop_uid not in known]
+            jobs = insert_instances(work, fresh)
+            return [
+                repeated(work, known[new.sop_uid], new)
+                if new.sop_uid in known
+                else Recorded(outcome="new", job_id=jobs[new.series_uid])
+                for new, _ in batch
+            ]
 
     def find_instance(self, sop_uid: str) -> InstanceRow | None:
         """Return the stored instance `sop_uid`, or None when it was never received."""
@@ -211,28 +247,53 @@ class SeriesStore:
         return {state.value: found.get(state.value, 0) for state in JobState}
 
 
-def upsert_series(work: Work, new: NewInstance, now: datetime) -> int:
-    """Return the id of the series of `new`, which counts one instance more from now on."""
-    series = schema.series
-    counted = (
-        sa.update(series)
-        .where(series.c.series_uid == new.series_uid)
-        .values(acknowledged=series.c.acknowledged + 1, last_received_at=now)
-        .returning(series.c.id)
-    )
-    series_id = work.execute(counted).scalar_one_or_none()
+def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> dict[str, int]:
+    """Insert instances that are new; return the job of each series by its UID."""
+    of_series: dict[str, list[Arrival]] = {}
+    for new, now in sorted(arrivals, key=lambda arrival: arrival[0].series_uid):  # no deadlock
+        of_series.setdefault(new.series_uid, []).append((new, now))
+    rows, jobs = [], {}
+    for series_uid, members in of_series.items():
+        now = max(arrived_at for _, arrived_at in members)
+        series_id = upsert_series(work, members[0][0], now, len(members))
+        jobs[series_uid] = receiving_job(work, series_id, series_uid, now)
+        rows += [to_values(new, series_id, arrived_at) for new, arrived_at in members]
+    if rows:
+        work.connection.execute(INSERT, rows)
+    return jobs
+
+
+def to_values(new: NewInstance, series_id: int, now: datetime) -> dict[str, Any]:
+    """Return the row of a new instance."""
+    values = {name: getattr(new, name) for name in OF_INSTANCE}
+    return values | {"path": str(new.path), "series_id": series_id, "received_at": now}
+
+
+def repeated(work: Work, known: InstanceRow, new: NewInstance) -> Recorded | Exception:
+    """Return what becomes of an instance that is known already."""
+    try:
+        refuse_other_content(known, new)
+    except ConflictingInstance as error:
+        return error
+    return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
+
+
+def upsert_series(work: Work, new: NewInstance, now: datetime, count: int) -> int:
+    """Return the id of the series of `new`, which counts `count` instances more from now on."""
+    values = {"uid": new.series_uid, "more": count, "at": now}
+    series_id = work.connection.execute(COUNT_MORE, values).scalar_one_or_none()
     if series_id is not None:
         return int(series_id)
-    first = sa.insert(series).values(
+    first = sa.insert(schema.series).values(
         series_uid=new.series_uid,
         study_uid=new.study_uid,
         modality=new.modality,
         description=new.description,
-        acknowledged=1,
+        acknowledged=count,
         created_at=now,
         last_received_at=now,
     )
-    return int(work.execute(first.returning(series.c.id)).scalar_one())
+    return int(work.execute(first.returning(schema.series.c.id)).scalar_one())
 
 
 def receiving_job(work: Work, series_id: int, series_uid: str, now: datetime) -> int:
@@ -284,8 +345,14 @@ def to_row(row: sa.Row[Any]) -> InstanceRow:
 
 def find(connection: sa.Connection, sop_uid: str) -> InstanceRow | None:
     """Return the stored instance `sop_uid`, or None."""
-    row = connection.execute(instance_rows().where(schema.instance.c.sop_uid == sop_uid)).first()
+    row = connection.execute(FIND, {"uid": sop_uid}).first()
     return None if row is None else to_row(row)
+
+
+def find_all(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[str, InstanceRow]:
+    """Return those of the instances that are stored, by UID."""
+    rows = connection.execute(FIND_ALL, {"uids": sop_uids})
+    return {row.sop_uid: to_row(row) for row in rows}
 
 
 def newest_jobs() -> sa.Subquery:
