@@ -76,6 +76,10 @@ soak: .venv/test.stamp ## send many series at once for a while and count what ar
 bench: .venv/test.stamp ## a whole head by stage on this machine, beside a plain run of the network
 	$(BIN)/sr-engine bench
 
+.PHONY: bench-receive
+bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
+	$(BIN)/python -m benchmarks.receive --quick
+
 .PHONY: clean
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-out *.egg-info

@@ -143,9 +143,7 @@ class Bench:
     def with_idle(self, receiver: Receiver, count: int) -> dict[str, float]:
         """Return images/s over one association alone, and beside `count` idle ones."""
         scanner = Scanner(256, self._arguments.images)
-        alone, beside = (
-            Cell(receiver=receiver.name, size=256, associations=1) for _ in range(2)
-        )
+        alone, beside = (Cell(receiver=receiver.name, size=256, associations=1) for _ in range(2))
         for _ in range(self._arguments.rounds):
             self._trial(scanner, alone, receiver)
             with idle_associations(receiver, count):
