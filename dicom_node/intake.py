@@ -65,37 +65,59 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     committed. A database that knows none of the files is the wrong one: then they are left alone.
     """
     removed = files.recover()
-    known = {row.sop_uid for row in store.series.all_instances()}
-    orphans = [path for path in files.paths() if path.stem not in known]
+    known = {_place(row.path) for row in store.series.all_instances()}
+    orphans = [path for path in files.paths() if _place(path) not in known]
     if orphans and len(orphans) == len(files.paths()):
         log.warning("files.unknown", folder=str(files.root), count=len(orphans))
         return removed
     for path in orphans:
         with files.exclusive(path.stem):
-            if store.series.find_instance(path.stem) is None:  # nobody took it in meanwhile
+            row = store.series.find_instance(path.stem)
+            if row is None or _place(row.path) != _place(path):  # nobody took it in meanwhile
                 files.discard(path)
                 removed.append(path)
     return removed
+
+
+def _place(path: Path) -> tuple[str, str]:
+    """Return series folder and file name: what stays when the state folder is moved."""
+    return path.parent.name, path.name
 
 
 def _keep(
     examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
 ) -> Taken:
     """Write file and row, or find that both are there."""
+    path = files.path_of(examined.series_uid, examined.sop_uid)
     with files.exclusive(examined.sop_uid):
-        known = store.series.find_instance(examined.sop_uid)
-        if known is not None:
-            _refuse_other_content(known, examined)
+        # Where there is no such file, the database is asked once, by the transaction that records.
+        if path.exists() and _is_known(examined, store):
+            return _taken(examined, "duplicate")
+        files.write(examined.series_uid, examined.sop_uid, [examined.meta, examined.encoded])
+        # When the database does not answer, the row may or may not be there: the file stays,
+        # the sender tries again, and `recover` removes what nobody claims.
+        try:
+            outcome = store.series.record_instance(_row(examined, incoming, path), now).outcome
+        except ConflictingInstance:
+            outcome = "conflict"
+        if outcome != "new":  # known, and its file is elsewhere or gone
+            files.discard(path)
+            _is_known(examined, store)
             outcome = "duplicate"
-        else:
-            path = files.write(
-                examined.series_uid, examined.sop_uid, [examined.meta, examined.encoded]
-            )
-            # When the database does not answer, the row may or may not be there: the file stays,
-            # the sender tries again, and `recover` removes what nobody claims.
-            new = _row(examined, incoming, path)
-            outcome = store.series.record_instance(new, now).outcome
+    return _taken(examined, outcome)
+
+
+def _taken(examined: Examined, outcome: str) -> Taken:
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
+
+
+def _is_known(examined: Examined, store: Store) -> bool:
+    """Return whether the instance is recorded already; raise ConflictingInstance if another is."""
+    known = store.series.find_instance(examined.sop_uid)
+    if known is None:
+        return False
+    _refuse_other_content(known, examined)
+    return True
 
 
 def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:

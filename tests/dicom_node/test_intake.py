@@ -206,6 +206,19 @@ def test_crash_between_file_and_row_leaves_nothing_behind(take, files, store):
     assert len(files.paths()) == 1
 
 
+def test_copy_under_another_series_leaves_no_file_not_even_after_a_crash(take, files, store):
+    take(encoded(make_instance()))
+    kept = files.paths()
+    with pytest.raises(ConflictingInstance):
+        take(encoded(make_instance(SeriesInstanceUID="1.2.826.0.99")))
+    assert files.paths() == kept
+
+    orphan = files.write("1.2.826.0.99", "1.2.826.0.1.1", [b"of a crash before it was removed"])
+
+    assert recover(files, store) == [orphan]
+    assert files.paths() == kept
+
+
 def test_recovery_with_the_wrong_database_deletes_nothing(take, files, tmp_path):
     take(encoded(make_instance(1)))
     other = open_store(f"sqlite:///{tmp_path / 'other.db'}")
