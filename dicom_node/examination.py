@@ -6,13 +6,15 @@ pydicom (`content`), which knows the words for it.
 """
 
 import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
 from typing import Any, cast
 
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -55,6 +57,14 @@ HEADER_TAGS = tuple(
 )
 ROWS, COLUMNS, SAMPLES, BITS = map(tag_of, ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
 FRAMES, PHOTOMETRIC = tag_of("NumberOfFrames"), tag_of("PhotometricInterpretation")
+DICTIONARY_VRS = {keyword: dictionary_VR(tag) for tag, keyword in HEADER_TAGS}
+_NUMBER = rb"-?\d{1,6}(?:\.\d{1,8})?"
+PLAIN = {  # what differs from slice to slice, as most scanners write it
+    "DS": re.compile(rb"%s(?:\\%s)* ?" % (_NUMBER, _NUMBER)),
+    "IS": re.compile(rb"-?\d{1,9} ?"),
+    "UI": re.compile(rb"[12](?:\.(?:0|[1-9]\d{0,30})){1,30}\x00?"),
+}
+FROM_TEXT: dict[str, Callable[[str], Any]] = {"DS": float, "IS": int, "UI": str}
 OTHER_PIXELS = frozenset(map(tag_of, ("FloatPixelData", "DoubleFloatPixelData")))
 
 
@@ -227,7 +237,12 @@ def converted(tag: int, keyword: str, vr: str | None, value: bytes, character_se
 
 
 def convert(tag: int, keyword: str, vr: str | None, value: bytes, character_set: bytes) -> Any:
-    """Return one value as JSON can hold it, worked out by pydicom."""
+    """Return one value as JSON can hold it; pydicom works out what is no plain number."""
+    kind = vr or DICTIONARY_VRS.get(keyword)
+    if vr in (None, DICTIONARY_VRS.get(keyword)) and kind in PLAIN and PLAIN[kind].fullmatch(value):
+        texts = value.decode("ascii").strip(" \x00").split("\\")
+        values = [FROM_TEXT[kind](text) for text in texts]
+        return values if len(values) > 1 else values[0]
     dataset = Dataset()
     if character_set:
         dataset[CHARACTER_SET] = raw(CHARACTER_SET, "CS", character_set)

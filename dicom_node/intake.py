@@ -68,20 +68,26 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     """
     removed = files.recover()
     going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
-    rows = {row.sop_uid: row for row in store.series.all_instances()}
+    rows = {_place(row.path): row for row in store.series.all_instances()}
     paths = files.paths()
-    if paths and not any(path.stem in rows for path in paths):
+    if paths and not any(_place(path) in rows for path in paths):
         log.warning("files.unknown", folder=str(files.root), count=len(paths))
         return removed
     for path in paths:
-        if path.stem in rows and rows[path.stem].removal_id in (None, *going):
+        if _place(path) in rows and rows[_place(path)].removal_id in (None, *going):
             continue
         with files.exclusive(path.stem):
             row = store.series.find_instance(path.stem)
-            if row is None or row.removal_id not in (None, *going):  # not taken in meanwhile
-                files.discard(path)
+            mine = row is not None and _place(row.path) == _place(path)
+            if row is None or not mine or row.removal_id not in (None, *going):
+                files.discard(path)  # nobody took it in meanwhile
                 removed.append(path)
     return removed
+
+
+def _place(path: Path) -> tuple[str, str]:
+    """Return series folder and file name: what stays when the state folder is moved."""
+    return path.parent.name, path.name
 
 
 def _keep(
@@ -89,21 +95,54 @@ def _keep(
 ) -> Taken:
     """Write file and row, or find that both are there."""
     with files.exclusive(examined.sop_uid):
-        known = store.series.find_instance(examined.sop_uid)
-        if known is not None:
-            _refuse_other_content(known, examined)
-        if known is not None and known.removal_id is None:
-            outcome = "duplicate"
-        else:
-            names = examined.series_uid, examined.sop_uid
-            path = files.write(*names, [examined.meta, examined.encoded], examined.size_bytes)
-            # When the database does not answer, the row may or may not be there: the file stays,
-            # the sender tries again, and `recover` removes what nobody claims.
-            new = _row(examined, incoming, path)
-            if known is not None:  # the same image, perhaps in another encoding
-                new = replace(new, pixels_sha256=known.pixels_sha256)
-            outcome = store.series.record_instance(new, now).outcome
+        outcome = None
+        if not files.path_of(examined.series_uid, examined.sop_uid).exists():
+            outcome = _keep_new(examined, incoming, files, store, now)
+        if outcome is None:
+            outcome = _keep_again(examined, incoming, files, store, now)
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
+
+
+def _keep_new(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> str | None:
+    """Return the outcome where no such file lies; None, if another content is known.
+
+    The database is asked once, by the transaction that records. What it knows under this name may
+    be the same image in another encoding: that takes longer to find out.
+    """
+    new = _write(examined, incoming, files)
+    try:
+        return store.series.record_instance(new, now).outcome
+    except ConflictingInstance:
+        files.discard(new.path)
+        return None
+
+
+def _keep_again(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> str:
+    """Return the outcome where the instance may be known: a file that retention deleted is new."""
+    known = store.series.find_instance(examined.sop_uid)
+    if known is not None:
+        _refuse_other_content(known, examined)
+        if known.removal_id is None:
+            return "duplicate"
+    new = _write(examined, incoming, files)
+    if known is not None:  # the same image, perhaps in another encoding
+        new = replace(new, pixels_sha256=known.pixels_sha256)
+    return store.series.record_instance(new, now).outcome
+
+
+def _write(examined: Examined, incoming: Incoming, files: PixelFiles) -> NewInstance:
+    """Return the row of an instance whose file is durable now.
+
+    When the database does not answer, the row may or may not be there: the file stays, the sender
+    tries again, and `recover` removes what nobody claims.
+    """
+    names = examined.series_uid, examined.sop_uid
+    path = files.write(*names, [examined.meta, examined.encoded], examined.size_bytes)
+    return _row(examined, incoming, path)
 
 
 def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:

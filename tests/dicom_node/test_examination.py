@@ -3,6 +3,9 @@
 import random
 
 import pytest
+from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -13,9 +16,14 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_node.bombs import MOST_ELEMENTS, MOST_ITEMS
 from dicom_node.content import split_file
-from dicom_node.examination import Incoming, quick_look, thorough_look
+from dicom_node.errors import InstanceRejected
+from dicom_node.examination import Incoming, examine, quick_look, thorough_look
 from tests.dicom_node.test_content import with_sequences
+from tests.faults import fuzz_wire as wire
+from tests.faults.fuzz_data import fragments, identity, plane
+from tests.faults.fuzz_trees import ITEM, raw
 from tests.rigs import encoded, incoming, make_instance
 
 ORDINARY = [
@@ -39,6 +47,44 @@ def test_what_no_scanner_sends_is_left_to_the_thorough_look(tmp_path, syntax):
     assert thorough_look(arrived).sop_uid == arrived.sop_uid
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"NumberOfFrames": "0"},
+        {"NumberOfFrames": "0", "PixelData": b""},
+        {"Rows": 0, "PixelData": None},
+        {"SpecificCharacterSet": "ISO_IR 4711"},
+        {"StudyInstanceUID": "1." * 40 + "1"},
+        {"SeriesInstanceUID": "1.2.ä"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")  # of pydicom, about what is damaged
+def test_quick_look_never_takes_what_the_thorough_one_refuses(tmp_path, values):
+    dataset = make_instance()
+    for keyword, value in values.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    given = incoming(encoded(make_instance()), tmp_path)
+    arrived = Incoming(**vars(given) | {"encoded": unchecked(dataset), "sop_uid": None})
+    quick = quick_look(arrived)
+
+    try:
+        assert quick in (None, thorough_look(arrived))
+    except InstanceRejected:
+        assert quick is None
+
+
+def unchecked(dataset: Dataset) -> bytes:
+    """Return the data set in explicit VR, whatever stands in it."""
+    stream = DicomBytesIO()
+    stream.is_little_endian, stream.is_implicit_VR = True, False
+    write_dataset(stream, dataset)
+    return stream.getvalue()
+
+
 REFUSED = {
     "cut short": {"cut": 1},
     "another instance": {"sop_uid": "1.2.3"},
@@ -54,6 +100,47 @@ def test_quick_look_refuses_nothing_by_itself(tmp_path, fault):
     fields = vars(arrived) | values
 
     assert quick_look(Incoming(**fields)) is None
+
+
+def elements(count: int) -> bytes:
+    """Return so many empty private elements."""
+    tags = ((0x0021 + 2 * (at >> 16)) << 16 | at & 0xFFFF for at in range(0x1000, 0x1000 + count))
+    return b"".join(raw(tag, "LO", b"") for tag in tags)
+
+
+BOMBS = {
+    "items": (wire.EXPLICIT, raw(0x00081140, "SQ", (ITEM + bytes(4)) * (MOST_ITEMS + 1)), "items"),
+    "items in the pixels": (
+        wire.EXPLICIT,
+        raw(0x7FE00010, "OW", ITEM * (MOST_ITEMS + 1)),
+        "items",
+    ),
+    "fragments": (wire.RLE, plane(8, 8) + fragments(*[b""] * (MOST_ITEMS + 1)), "items"),
+    "elements": (wire.EXPLICIT, elements(MOST_ELEMENTS + 1), "elements"),
+    "a frame": (wire.JPEG, plane(65535, 65535) + fragments(b"", bytes(64)), "65535 x 65535"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_quick_look_leaves_bombs_to_who_refuses_them(name):
+    syntax, body, words = BOMBS[name]
+    harmless = Incoming(encoded=identity(), transfer_syntax=syntax, calling_ae="X")
+    bomb = Incoming(encoded=identity() + body, transfer_syntax=syntax, calling_ae="X")
+
+    assert quick_look(harmless) is not None
+    assert quick_look(bomb) is None
+    with pytest.raises(InstanceRejected, match=words):
+        examine(bomb)
+
+
+@pytest.mark.parametrize(("count", "quick"), [(100, True), (MOST_ELEMENTS, False)])
+def test_elements_inside_of_items_count_as_well(count, quick):
+    inside = elements(count)
+    item = ITEM + len(inside).to_bytes(4, "little") + inside
+    body = identity() + raw(0x00081140, "SQ", item)
+    found = quick_look(Incoming(encoded=body, transfer_syntax=wire.EXPLICIT, calling_ae="X"))
+
+    assert (found is not None) == quick
 
 
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about what is damaged

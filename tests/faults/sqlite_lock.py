@@ -28,7 +28,7 @@ print("locked", flush=True)
 time.sleep(float(sys.argv[2]))
 database.execute("ROLLBACK")
 """
-TOO_LONG_S = 34.0  # more than dicom_node.store.database.BUSY_TIMEOUT_S
+TOO_LONG_S = 34.0  # more than dicom_node.store.engines.BUSY_TIMEOUT_S
 
 
 def hold(database: Path, seconds: float) -> None:
