@@ -109,7 +109,7 @@ def elements(count: int) -> bytes:
 
 
 BOMBS = {
-    "items": (wire.EXPLICIT, raw(0x00081140, "SQ", (ITEM + bytes(4)) * (MOST_ITEMS + 1)), "items"),
+    "items": (wire.EXPLICIT, raw(0x00400275, "SQ", (ITEM + bytes(4)) * (MOST_ITEMS + 1)), "items"),
     "items in the pixels": (
         wire.EXPLICIT,
         raw(0x7FE00010, "OW", ITEM * (MOST_ITEMS + 1)),
@@ -137,7 +137,7 @@ def test_quick_look_leaves_bombs_to_who_refuses_them(name):
 def test_elements_inside_of_items_count_as_well(count, quick):
     inside = elements(count)
     item = ITEM + len(inside).to_bytes(4, "little") + inside
-    body = identity() + raw(0x00081140, "SQ", item)
+    body = identity() + raw(0x00400275, "SQ", item)
     found = quick_look(Incoming(encoded=body, transfer_syntax=wire.EXPLICIT, calling_ae="X"))
 
     assert (found is not None) == quick
