@@ -48,7 +48,7 @@ class NodeReceiver:
                 stdout=log,
                 stderr=log,
             )
-        wait_for("the node listens", lambda: listens(self.port), 60)
+        wait_for("the node listens", lambda: listens(self.port), 300)
 
     def count(self) -> int:
         """Return how many instances have a row and a file."""

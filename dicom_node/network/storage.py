@@ -148,7 +148,8 @@ class StorageAssociation:
         try:
             self._serve()
         except OSError as error:  # reset, or TLS that cannot be read
-            log.info("connection.lost", peer=self._peer.name, reason=type(error).__name__)
+            fields = {"peer": self._peer.name, "address": self._address}
+            self._complaints.note("lost", "connection.lost", reason=type(error).__name__, **fields)
         finally:
             self._ended.set()
 
