@@ -19,6 +19,7 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import UID
 
 from dicom_node.content import DECODE_ERRORS, parse
+from dicom_node.errors import InstanceRejected
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 SAME = 0
@@ -86,7 +87,7 @@ def pixels_digest(file: bytes) -> str | None:
             return None
         if not _syntax(dataset).is_encapsulated:
             return frames_digest(dataset)
-    except DECODE_ERRORS:
+    except (*DECODE_ERRORS, InstanceRejected):
         return None
     done = _elsewhere("digest", file)
     return done.stdout.decode() if done is not None and done.returncode == SAME else None

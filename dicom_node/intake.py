@@ -129,8 +129,8 @@ def _keep_again(
         if known.removal_id is None:
             return "duplicate"
     new = _write(examined, incoming, files)
-    if known is not None:  # the same image, perhaps in another encoding
-        new = replace(new, pixels_sha256=known.pixels_sha256)
+    if known is not None:
+        new = replace(new, same_as=known.sha256)
     return store.series.record_instance(new, now).outcome
 
 
@@ -152,7 +152,7 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
     what = f"SOP instance {examined.sop_uid} is known with other"
     if known.attributes_sha256 != examined.attributes_sha256:
         raise ConflictingInstance(f"{what} attributes")
-    if known.pixels_sha256 is not None:  # retention keeps it for files that go
+    if known.pixels_sha256:  # retention keeps it for files that go
         if known.pixels_sha256 != pixels_digest(examined.file):
             raise ConflictingInstance(f"{what} pixels")
         return

@@ -6,6 +6,8 @@ decision that the next run carries out; what was not decided is never touched.
 """
 
 import errno
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +30,7 @@ AGES = {  # the end of a job -> the setting that says how long its files are kep
 }
 CLOCK_STEP_S = 3600.0
 CLOCK_SETTLES = timedelta(days=1)
-MOST_LOTS = 50  # in one run of housekeeping, which a node that stops waits for
+MOST_S = 15.0  # of one run of housekeeping, which a node that stops waits for
 
 log = telemetry.get_logger()
 
@@ -42,22 +44,27 @@ class Departure:
 
 
 def purge(
-    store: Store, settings: Settings, now: datetime, *, most: int | None = None, dry: bool = False
+    store: Store,
+    settings: Settings,
+    now: datetime,
+    *,
+    most_s: float = math.inf,
+    dry: bool = False,
 ) -> Iterator[Departure]:
-    """Yield what goes, at most `most` lots, each after it is gone; with `dry` nothing is touched.
+    """Yield what goes, each after it is gone, for `most_s`; with `dry` nothing is touched.
 
     What an earlier run had decided and did not get done comes first, and is not yielded. Nothing
     goes while the clock is doubtful.
     """
+    until = time.monotonic() + most_s
     if not dry:
-        finish(store, settings, now)
+        finish(store, settings, now, until)
     if not settings.retention.enabled or is_clock_doubtful(store, now):
         return
     limits = limits_of(settings, now)
     foreign = []
-    gone = 0
     for lot in store.removals.lots(limits):
-        if gone == most:
+        if time.monotonic() >= until:
             break
         if not all(is_ours(path, settings) for path in store.removals.paths(lot)):
             foreign.append(lot.job_id)
@@ -66,9 +73,8 @@ def purge(
         if not dry:
             removal = store.removals.decide(lot, limits, departure.reason, now)
             # A late slice or a person may have been faster, or the disk may refuse.
-            if removal is None or not carry_out(removal, store, settings, now):
+            if removal is None or not carry_out(removal, store, settings, now, until):
                 continue
-        gone += 1
         yield departure
     if foreign:  # the state folder has moved, or somebody has edited the database
         log.error("retention.foreign_paths", count=len(foreign), jobs=foreign[:10])
@@ -83,10 +89,10 @@ def is_clock_doubtful(store: Store, now: datetime) -> bool:
     return any(abs(row.fields.get("seconds") or 0) >= CLOCK_STEP_S for row in rows if row.at <= now)
 
 
-def finish(store: Store, settings: Settings, now: datetime) -> int:
+def finish(store: Store, settings: Settings, now: datetime, until: float = math.inf) -> int:
     """Return how many decisions this carried out that an earlier run had left."""
     left = store.removals.unfinished()
-    return sum(carry_out(removal, store, settings, now) for removal in left)
+    return sum(carry_out(removal, store, settings, now, until) for removal in left)
 
 
 def limits_of(settings: Settings, now: datetime) -> Limits:
@@ -114,11 +120,13 @@ def is_ours(path: Path, settings: Settings) -> bool:
     return any(folder.is_relative_to((state / name).resolve()) for name in ("in", "out"))
 
 
-def carry_out(removal: Removal, store: Store, settings: Settings, now: datetime) -> bool:
+def carry_out(
+    removal: Removal, store: Store, settings: Settings, now: datetime, until: float = math.inf
+) -> bool:
     """Take the files of a decision off the disk, then put that on record; False: later again."""
     try:
-        if removal.kind == ORIGINALS:
-            note_pixels(removal, store)
+        if removal.kind == ORIGINALS and not note_pixels(removal, store, until):
+            return False
         for folder in unlink_files(removal, store, settings):
             clear_folder(folder)
             if removal.kind == DERIVED:  # out/<job>/<attempt>
@@ -147,12 +155,17 @@ def unlink_files(removal: Removal, store: Store, settings: Settings) -> set[Path
     return folders
 
 
-def note_pixels(removal: Removal, store: Store) -> None:
-    """Keep by what an original is known again when it comes in another encoding."""
+def note_pixels(removal: Removal, store: Store, until: float) -> bool:
+    """Return whether it is on record by what each original is known again in another encoding.
+
+    Compressed ones take a while: what is not done by `until` is left to the next run.
+    """
+    waiting = [one for one in store.removals.doomed(removal) if one.pixels_sha256 is None]
     digests = {}
-    for one in store.removals.doomed(removal):
-        if one.pixels_sha256 is None and one.path.is_file():
-            digest = pixels_digest(one.path.read_bytes())
-            if digest is not None:
-                digests[one.sop_uid] = digest
+    for one in waiting:
+        if time.monotonic() >= until:
+            break
+        # Nothing: nobody can decode it, or it is gone already. It is not tried again.
+        digests[one.sop_uid] = (one.path.is_file() and pixels_digest(one.path.read_bytes())) or ""
     store.removals.note_pixels(removal, digests)
+    return len(digests) == len(waiting)

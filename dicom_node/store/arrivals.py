@@ -38,6 +38,7 @@ class NewInstance:
     transfer_syntax: str
     calling_ae: str
     header: dict[str, Any]
+    same_as: str | None = None  # SHA-256 of a file that was found to hold the same image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +251,9 @@ def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
     """Raise ConflictingInstance unless `new` has the content of `known`.
 
     Equal pixels may come in another transfer syntax, so the file's hash counts only where nobody
-    decoded the pixels.
+    decoded or compared the pixels.
     """
-    same_pixels = known.sha256 == new.sha256
+    same_pixels = known.sha256 in (new.sha256, new.same_as)
     if known.pixels_sha256 and new.pixels_sha256:
         same_pixels = known.pixels_sha256 == new.pixels_sha256
     if known.attributes_sha256 != new.attributes_sha256 or not same_pixels:

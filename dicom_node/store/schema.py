@@ -110,7 +110,8 @@ instance = sa.Table(
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", SHA256, nullable=False),
     sa.Column("attributes_sha256", SHA256, nullable=False),
-    sa.Column("pixels_sha256", SHA256),  # of the decoded pixels, where somebody decoded them
+    # Of the decoded pixels, where somebody decoded them; "" where nobody can.
+    sa.Column("pixels_sha256", SHA256),
     sa.Column("transfer_syntax", UID, nullable=False),
     sa.Column("calling_ae", sa.String(16), nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),

@@ -104,6 +104,18 @@ def test_the_folder_of_a_running_attempt_stays_however_old_it_looks(node):
     assert not folder.exists()
 
 
+def test_the_folder_of_a_result_that_was_published_meanwhile_stays(node, monkeypatch):
+    Worker(node.settings, node.store, engine=copying_engine()).run_once()
+    (published,) = attempts_dir(node.settings).glob("*/*")
+    age(published, 3 * node.settings.engine.lease_s)
+    # As if the sweep had read the rows before they were there; the campaign saw it happen.
+    monkeypatch.setattr(housekeeping, "stored_files", lambda database: [])
+
+    housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
+
+    assert list(published.iterdir())
+
+
 def test_a_task_that_fails_is_remembered_until_it_works_again(node):
     broken = [True]
 

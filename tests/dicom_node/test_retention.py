@@ -283,11 +283,29 @@ def test_a_folder_that_refuses_keeps_no_other_from_going(node):
     assert node.store.removals.unfinished() == []
 
 
-def test_one_run_of_housekeeping_takes_a_part_and_the_next_one_goes_on(node):
-    for number in range(3):
-        node.store.jobs.transition(node.received(1, f"1.2.{number}").id, "skip", NOW)
+def test_a_run_that_has_no_time_left_begins_nothing_and_loses_nothing(node):
+    skipped(node)
 
-    assert [len(node.purge(most=2)) for _ in range(3)] == [2, 1, 0]
+    assert node.purge(most_s=0.0) == []
+    assert node.store.removals.unfinished() == []
+    (removal,) = decided(node)
+    assert not retention.carry_out(removal, node.store, node.settings, LATER, until=0.0)
+    assert len(node.paths("in")) == 3
+
+    node.purge()
+
+    assert node.paths("in") == []
+
+
+def test_an_image_that_nobody_can_decode_goes_too_and_is_known_by_its_bytes(node):
+    unreadable = image(BitsAllocated=16, PixelData=b"", Rows=0)
+    node.take(unreadable)
+    node.store.jobs.transition(node.job().id, "skip", NOW)
+
+    node.purge()
+
+    assert node.store.series.find_instance(f"{SERIES}.1").pixels_sha256 == ""
+    assert node.take(unreadable, LATER).outcome == "restored"
 
 
 @pytest.mark.parametrize(
@@ -335,7 +353,7 @@ def test_what_arrives_between_decision_and_deletion_stays(node):
     node.delivered()
     decided(node)
 
-    assert node.take(image(2), LATER).outcome == "restored"
+    assert node.take(image(2), LATER, RLELossless).outcome == "restored"
     retention.finish(node.store, node.settings, LATER)
 
     assert [path.stem for path in node.paths("in")] == [f"{SERIES}.2"]

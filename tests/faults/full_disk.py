@@ -63,7 +63,8 @@ def campaign(folder: Path, fillings: int, seed: int, *, guard_bytes: int) -> Row
     state = folder / "node" / "state"
     row = Row(name="full_disk", unit="fillings", count=fillings)
     with small_disk(state):
-        with Stand(folder, seed=seed, files={"min_free_bytes": guard_bytes}) as stand:
+        files = {"min_free_bytes": guard_bytes, "results_reserve_bytes": guard_bytes * 3 // 4}
+        with Stand(folder, seed=seed, files=files) as stand:
             stop = threading.Event()
             scanner = threading.Thread(target=send_series, args=(stand, stop))
             scanner.start()

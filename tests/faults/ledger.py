@@ -53,6 +53,8 @@ def together(old: Any, new: Any) -> Any:
         }
     if isinstance(old, str):
         return old if new in old.split("; ") else f"{old}; {new}"
+    if isinstance(old, list):
+        return [*old, *(one for one in new if one not in old)]
     return old + new
 
 

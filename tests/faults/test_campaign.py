@@ -14,7 +14,7 @@ from dicom_node.store import open_store
 from tests.dicom_node.test_service import Running
 from tests.faults import clock, kill9, migration, network, pacs_down, sqlite_lock
 from tests.faults.families import FAMILIES
-from tests.faults.ledger import ROOT
+from tests.faults.ledger import ROOT, together
 from tests.faults.report import LEDGER, PAGE, render
 from tests.integration.partners import wait_for
 from tests.rigs import destination, write_series
@@ -99,6 +99,31 @@ def test_the_page_is_what_the_ledger_says():
     if not LEDGER.is_file():
         pytest.skip("no campaign has been run yet")
     assert PAGE.read_text() == render(json.loads(LEDGER.read_text()))
+
+
+def test_two_sittings_of_a_campaign_add_up():
+    first = {
+        "count": 3,
+        "command": "a --seed 1",
+        "account": {"lost": 0, "problems": ["x"]},
+        "details": {"kills": {"serve": {"QUEUED": 1}}, "seconds": [1, 2]},
+    }
+    second = {
+        "count": 4,
+        "command": "a --seed 2",
+        "account": {"lost": 2, "problems": ["y"]},
+        "details": {"kills": {"serve": {"QUEUED": 2}, "worker": {"RUNNING": 5}}, "seconds": [2, 3]},
+    }
+
+    assert together(first, second) == {
+        "count": 7,
+        "command": "a --seed 1; a --seed 2",
+        "account": {"lost": 2, "problems": ["x", "y"]},
+        "details": {
+            "kills": {"serve": {"QUEUED": 3}, "worker": {"RUNNING": 5}},
+            "seconds": [1, 2, 3],
+        },
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
