@@ -79,6 +79,10 @@ bench: .venv/test.stamp ## a whole head by stage on this machine, beside a plain
 bench-send: system-packages .venv/test.stamp ## our sender beside dcmtk's storescu, to storescp and Orthanc
 	$(BIN)/python -m benchmarks.send
 
+.PHONY: bench-receive
+bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
+	$(BIN)/python -m benchmarks.receive --quick
+
 .PHONY: clean
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-out *.egg-info

@@ -37,9 +37,14 @@ def refuse_bombs(file: bytes) -> None:
     zlib.error, EOFError, InvalidDicomError ...
         What pydicom raises on bytes that are no data set.
     """
-    items = sum(piece.count(ITEM) + piece.count(ITEM_BIG_ENDIAN) for piece in inflated(file))
+    items = sum(map(count_items, inflated(file)))
     if items > MOST_ITEMS:
         raise InstanceRejected(f"there are {items} items in the data set, {MOST_ITEMS} is the most")
+
+
+def count_items(data: bytes) -> int:
+    """Return how often something that may be the beginning of an item stands in `data`."""
+    return data.count(ITEM) + data.count(ITEM_BIG_ENDIAN)
 
 
 def inflated(file: bytes) -> Iterator[bytes]:
@@ -89,10 +94,9 @@ def few_elements() -> Callable[[BaseTag, str | None, int], bool]:
     return stop_when
 
 
-def refuse_large_frame(rows: int, columns: int, bits_per_pixel: int) -> None:
-    """Return when a compressed frame can be decoded in little memory, else raise InstanceRejected.
+def frame_is_too_large(rows: int, columns: int, bits_per_pixel: int) -> bool:
+    """Return whether a compressed frame would take too much memory when it is decoded.
 
     A few bytes of it can promise any size.
     """
-    if rows * columns * bits_per_pixel > 8 * MOST_FRAME_BYTES:
-        raise InstanceRejected(f"a frame of {rows} x {columns} pixels is promised")
+    return rows * columns * bits_per_pixel > 8 * MOST_FRAME_BYTES

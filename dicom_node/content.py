@@ -20,7 +20,8 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 from pydicom.values import convert_SQ
 
-from dicom_node.bombs import ITEM, few_elements, read_meta, refuse_bombs, refuse_large_frame
+from dicom_node.bombs import ITEM, few_elements, frame_is_too_large, read_meta, refuse_bombs
+from dicom_node.elements import PACKING, PADDED, UNDEFINED
 from dicom_node.errors import InstanceRejected, NotAnInstance
 from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 
@@ -36,16 +37,6 @@ PARSE_ERRORS = (
 )  # fmt: skip
 DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 
-UNDEFINED = 0xFFFFFFFF
-# They say how the pixels are packed, so a lossless re-encoding changes them.
-PACKING = frozenset({
-    0x00280004,  # PhotometricInterpretation: colour transforms of JPEG 2000
-    0x00280006,  # PlanarConfiguration
-    0x7FE00001, 0x7FE00002,  # extended offset table
-    0x7FE00010,  # PixelData
-    0xFFFCFFFC,  # DataSetTrailingPadding
-})  # fmt: skip
-PADDED = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 NUMERIC = frozenset("DS FD FL IS SL SS UL US".split())
 WORD_BYTES = {
     "AT": 2, "OW": 2, "SS": 2, "US": 2, "FL": 4, "OF": 4, "OL": 4, "SL": 4, "UL": 4,
@@ -60,8 +51,15 @@ ENHANCED_NAMES = {
 }
 
 
-def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) -> bytes:
-    """Return the data set as received, behind file meta information (PS3.10 7.1).
+def as_file(
+    sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes | memoryview
+) -> bytes:
+    """Return the data set as received, behind file meta information (PS3.10 7.1)."""
+    return b"".join([file_meta(sop_class, sop_uid, transfer_syntax), encoded])
+
+
+def file_meta(sop_class: str, sop_uid: str, transfer_syntax: str) -> bytes:
+    """Return preamble and file meta information.
 
     Written by hand: pydicom refuses UIDs that scanners do use (components like ``.03``).
 
@@ -79,7 +77,7 @@ def as_file(sop_class: str, sop_uid: str, transfer_syntax: str, encoded: bytes) 
         _short_element(0x0013, "SH", IMPLEMENTATION_NAME),
     ])  # fmt: skip
     length = struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(meta))
-    return b"".join([b"\x00" * 128, b"DICM", length, meta, encoded])
+    return b"".join([b"\x00" * 128, b"DICM", length, meta])
 
 
 def _short_element(element: int, vr: str, text: str) -> bytes:
@@ -204,9 +202,8 @@ def _items(dataset: Dataset, element: DataElement | RawDataElement) -> Iterable[
 
 def _plain_value(element: DataElement | RawDataElement) -> bytes:
     value = element.value
-    if not isinstance(element, RawDataElement):  # pydicom reads the character set at once
-        texts = value if isinstance(value, MultiValue | list) else [value or ""]
-        return "\\".join(map(str, texts)).encode().rstrip(b" \x00")
+    if not isinstance(element, RawDataElement):
+        return _encoded_again(element)
     value = value or b""
     if element.length not in (UNDEFINED, len(value)):
         raise InstanceRejected(
@@ -216,6 +213,18 @@ def _plain_value(element: DataElement | RawDataElement) -> bytes:
         value = _swapped(value, WORD_BYTES.get(element.VR or "", 1))
     known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else None
     return value.rstrip(b" \x00") if known in PADDED else value
+
+
+def _encoded_again(element: DataElement) -> bytes:
+    """Return the value of an element that pydicom has already read.
+
+    These are the character set, and PixelRepresentation where there is a sequence.
+    """
+    value = element.value
+    values = value if isinstance(value, MultiValue | list) else [value]
+    if element.VR == "US":
+        return b"".join(struct.pack("<H", each) for each in values if isinstance(each, int))
+    return "\\".join(str(each or "") for each in values).encode().rstrip(b" \x00")
 
 
 def _swapped(value: bytes, word_bytes: int) -> bytes:
@@ -250,7 +259,8 @@ def _promised(dataset: Dataset) -> tuple[int, int, str]:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     bits_per_pixel = int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
     if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
-        refuse_large_frame(rows, columns, bits_per_pixel)
+        if frame_is_too_large(rows, columns, bits_per_pixel):
+            raise InstanceRejected(f"a frame of {rows} x {columns} pixels is promised")
         return frames, max(_fragments(encoded) - 1, 0), "frames"  # the first: offset table
     bits = rows * columns * bits_per_pixel * frames
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
@@ -293,13 +303,19 @@ def header_of(dataset: Dataset) -> dict[str, Any]:
 def _chosen(dataset: Dataset) -> dict[str, Any]:
     found = {}
     for keyword in (*HEADER_KEYS, *ENHANCED_NAMES):
-        try:
-            value = _plain(dataset.get(keyword))
-        except PARSE_ERRORS:
-            continue  # a value that cannot be read counts as absent; the engine will say more
-        if value is not None and not _is_spoilt(keyword, value):
+        value = value_of(dataset, keyword)
+        if value is not None:
             found[ENHANCED_NAMES.get(keyword, keyword)] = value
     return found
+
+
+def value_of(dataset: Dataset, keyword: str) -> Any:
+    """Return one value as JSON can hold it, None where there is none."""
+    try:
+        value = _plain(dataset.get(keyword))
+    except PARSE_ERRORS:
+        return None  # a value that cannot be read counts as absent; the engine will say more
+    return None if value is not None and _is_spoilt(keyword, value) else value
 
 
 def _is_spoilt(keyword: str, value: Any) -> bool:

@@ -1,24 +1,14 @@
 """One received instance: new, a duplicate or a conflict; durable before anybody hears "success"."""
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pydicom import Dataset
-
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
-from dicom_node.content import (
-    as_file,
-    attributes_digest,
-    header_of,
-    parse,
-    refuse_short_pixels,
-    split_file,
-    uid_of,
-)
-from dicom_node.errors import ConflictingInstance, InstanceRejected, NotAnInstance
+from dicom_node.content import split_file
+from dicom_node.errors import ConflictingInstance, InstanceRejected
+from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.store import InstanceRow, NewInstance, Store
 
@@ -29,17 +19,6 @@ log = telemetry.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incoming:
-    """One encoded data set as it arrived, without file meta information."""
-
-    encoded: bytes
-    transfer_syntax: str
-    calling_ae: str
-    sop_class: str | None = None  # as announced by the C-STORE command
-    sop_uid: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Taken:
     """What became of an instance that is safe now."""
 
@@ -47,20 +26,6 @@ class Taken:
     series_uid: str
     outcome: str  # "new", "duplicate" or "restored": known, but retention had deleted its file
     status: int = SUCCESS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examined:
-    """A readable instance with its names and digests."""
-
-    sop_uid: str
-    sop_class: str
-    series_uid: str
-    study_uid: str
-    file: bytes
-    sha256: str  # of the file
-    attributes_sha256: str
-    dataset: Dataset
 
 
 def take_in(incoming: Incoming, files: PixelFiles, store: Store, now: datetime) -> Taken:
@@ -103,54 +68,26 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     """
     removed = files.recover()
     going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
-    rows = {row.sop_uid: row for row in store.series.all_instances()}
+    rows = {_place(row.path): row for row in store.series.all_instances()}
     paths = files.paths()
-    if paths and not any(path.stem in rows for path in paths):
+    if paths and not any(_place(path) in rows for path in paths):
         log.warning("files.unknown", folder=str(files.root), count=len(paths))
         return removed
     for path in paths:
-        if path.stem in rows and rows[path.stem].removal_id in (None, *going):
+        if _place(path) in rows and rows[_place(path)].removal_id in (None, *going):
             continue
         with files.exclusive(path.stem):
             row = store.series.find_instance(path.stem)
-            if row is None or row.removal_id not in (None, *going):  # not taken in meanwhile
-                files.discard(path)
+            mine = row is not None and _place(row.path) == _place(path)
+            if row is None or not mine or row.removal_id not in (None, *going):
+                files.discard(path)  # nobody took it in meanwhile
                 removed.append(path)
     return removed
 
 
-def examine(incoming: Incoming) -> Examined:
-    """Return the instance with its digests.
-
-    Raises
-    ------
-    NotAnInstance
-        If it is no data set, has no usable UIDs, or is not what the command announced.
-    InstanceRejected
-        If it is cut short.
-    """
-    announced = incoming.sop_class or "", incoming.sop_uid or ""
-    dataset = parse(as_file(*announced, incoming.transfer_syntax, incoming.encoded))
-    attributes_sha256 = attributes_digest(dataset)
-    sop_class, sop_uid = uid_of(dataset, "SOPClassUID"), uid_of(dataset, "SOPInstanceUID")
-    for name, told, found in (
-        ("SOP class", incoming.sop_class, sop_class),
-        ("SOP instance", incoming.sop_uid, sop_uid),
-    ):
-        if told is not None and told != found:
-            raise NotAnInstance(f"{name} {told} was announced, the data set is {found}")
-    refuse_short_pixels(dataset)
-    file = as_file(sop_class, sop_uid, incoming.transfer_syntax, incoming.encoded)
-    return Examined(
-        sop_uid=sop_uid,
-        sop_class=sop_class,
-        series_uid=uid_of(dataset, "SeriesInstanceUID"),
-        study_uid=uid_of(dataset, "StudyInstanceUID"),
-        file=file,
-        sha256=hashlib.sha256(file).hexdigest(),
-        attributes_sha256=attributes_sha256,
-        dataset=dataset,
-    )
+def _place(path: Path) -> tuple[str, str]:
+    """Return series folder and file name: what stays when the state folder is moved."""
+    return path.parent.name, path.name
 
 
 def _keep(
@@ -158,19 +95,54 @@ def _keep(
 ) -> Taken:
     """Write file and row, or find that both are there."""
     with files.exclusive(examined.sop_uid):
-        known = store.series.find_instance(examined.sop_uid)
-        if known is not None:
-            _refuse_other_content(known, examined)
-        if known is not None and known.removal_id is None:
-            outcome = "duplicate"
-        else:
-            names = examined.series_uid, examined.sop_uid
-            path = files.write(*names, [examined.file], len(examined.file))
-            # When the database does not answer, the row may or may not be there: the file stays,
-            # the sender tries again, and `recover` removes what nobody claims.
-            new = _row(examined, incoming, path)
-            outcome = store.series.record_instance(new, now).outcome
+        outcome = None
+        if not files.path_of(examined.series_uid, examined.sop_uid).exists():
+            outcome = _keep_new(examined, incoming, files, store, now)
+        if outcome is None:
+            outcome = _keep_again(examined, incoming, files, store, now)
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
+
+
+def _keep_new(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> str | None:
+    """Return the outcome where no such file lies; None, if another content is known.
+
+    The database is asked once, by the transaction that records. What it knows under this name may
+    be the same image in another encoding: that takes longer to find out.
+    """
+    new = _write(examined, incoming, files)
+    try:
+        return store.series.record_instance(new, now).outcome
+    except ConflictingInstance:
+        files.discard(new.path)
+        return None
+
+
+def _keep_again(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> str:
+    """Return the outcome where the instance may be known: a file that retention deleted is new."""
+    known = store.series.find_instance(examined.sop_uid)
+    if known is not None:
+        _refuse_other_content(known, examined)
+        if known.removal_id is None:
+            return "duplicate"
+    new = _write(examined, incoming, files)
+    if known is not None:
+        new = replace(new, same_as=known.sha256)
+    return store.series.record_instance(new, now).outcome
+
+
+def _write(examined: Examined, incoming: Incoming, files: PixelFiles) -> NewInstance:
+    """Return the row of an instance whose file is durable now.
+
+    When the database does not answer, the row may or may not be there: the file stays, the sender
+    tries again, and `recover` removes what nobody claims.
+    """
+    names = examined.series_uid, examined.sop_uid
+    path = files.write(*names, [examined.meta, examined.encoded], examined.size_bytes)
+    return _row(examined, incoming, path)
 
 
 def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
@@ -193,7 +165,7 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
 
 
 def _row(examined: Examined, incoming: Incoming, path: Path) -> NewInstance:
-    header = header_of(examined.dataset)
+    header = examined.header
     return NewInstance(
         sop_uid=examined.sop_uid,
         sop_class=examined.sop_class,
@@ -202,7 +174,7 @@ def _row(examined: Examined, incoming: Incoming, path: Path) -> NewInstance:
         modality=str(header.get("Modality", ""))[:16],
         description=str(header.get("SeriesDescription", "")),
         path=path,
-        bytes=len(examined.file),
+        bytes=examined.size_bytes,
         sha256=examined.sha256,
         attributes_sha256=examined.attributes_sha256,
         transfer_syntax=incoming.transfer_syntax,

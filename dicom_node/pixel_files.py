@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dicom_node.errors import NotAnInstance, OutOfSpace
 from dicom_node.settings import Settings
+from dicom_node.together import Together
 
 UID = re.compile(r"[0-9.]{1,64}")
 LOCK_STRIPES = 256
@@ -69,6 +70,7 @@ class PixelFiles:
         self._locks.mkdir(parents=True, exist_ok=True)
         self._serial = count()
         self._durable: set[Path] = set()  # folders whose own names this process made durable
+        self._sync = Together(_fsync_folders)
 
     def path_of(self, series_uid: str, sop_uid: str) -> Path:
         """Return where the instance lies, or would lie.
@@ -105,7 +107,7 @@ class PixelFiles:
                 self._make_folder(path.parent)
                 _write_durably(part, chunks)
             os.rename(part, path)
-            _fsync_folder(path.parent)
+            self._sync.do(path.parent)
         except OSError as error:
             with suppress(OSError):
                 part.unlink()
@@ -170,6 +172,17 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync_folders(folders: Sequence[Path]) -> list[None | Exception]:
+    """Make the names in each folder durable, once for all who renamed a file there."""
+    failed: dict[Path, Exception] = {}
+    for folder in set(folders):
+        try:
+            _fsync_folder(folder)
+        except OSError as error:
+            failed[folder] = error
+    return [failed.get(folder) for folder in folders]
 
 
 def _remove_if_stale(part: Path) -> bool:

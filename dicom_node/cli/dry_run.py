@@ -10,7 +10,7 @@ from typing import Any
 from dicom_node.assembly import InstanceHeader, Verdict, judge
 from dicom_node.cli.operations import files_below
 from dicom_node.cli.output import one_line, print_json, settings_of
-from dicom_node.content import header_of, split_file
+from dicom_node.content import split_file
 from dicom_node.errors import InstanceRejected
 from dicom_node.intake import SUBMITTED, Examined, Incoming, examine
 from dicom_node.states import JobState, next_state
@@ -29,7 +29,7 @@ def explain(arguments: argparse.Namespace) -> int:
         except InstanceRejected as error:
             refused.append(f"{path}: {one_line(error)}")
         else:
-            header = InstanceHeader(sop_uid=examined.sop_uid, header=header_of(examined.dataset))
+            header = InstanceHeader(sop_uid=examined.sop_uid, header=examined.header)
             series[examined.series_uid].append(header)
     answers = [answer(uid, headers, judge(headers, settings)) for uid, headers in series.items()]
     if arguments.json:

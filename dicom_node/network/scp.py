@@ -24,15 +24,21 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    Verification,
+)
 
 from dicom_node import telemetry
 from dicom_node.errors import InstanceRejected
 from dicom_node.intake import Incoming, take_in
 from dicom_node.network.commitment import Reports, context
 from dicom_node.network.commitment_scp import CommitmentScp
+from dicom_node.network.dimse import one_line
 from dicom_node.network.limits import Limits
+from dicom_node.network.negotiation import Offer
 from dicom_node.network.peers import Admission
+from dicom_node.network.storage import Answer, Arrived, Service
 from dicom_node.network.tls import credentials
 from dicom_node.network.transport import Listener, Policy, close, listen
 from dicom_node.pixel_files import PixelFiles
@@ -56,9 +62,7 @@ TRANSFER_SYNTAXES = (
     JPEGExtended12Bit,
     JPEGBaseline8Bit,
 )
-NOT_AUTHORISED, UNRECOGNISED = 0x0124, 0x0211
-CANNOT_UNDERSTAND = 0xC000
-COMMENT_CHARACTERS = 64  # PS3.7 E.1: ErrorComment is one LO
+NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
 
 log = telemetry.get_logger()
 
@@ -87,6 +91,13 @@ class NodeScp:
         self._clock = clock
         self._policy = _policy(settings)
         self._ae = _entity(settings)
+        self._service = Service(
+            offer=_offer(self._ae),
+            limits=self._policy.limits,
+            idle_s=settings.node.network_timeout_s,
+            store=self._store_one,
+            elsewhere=StorageCommitmentPushModel,
+        )
         self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
         self._commitment = CommitmentScp(store, settings, clock)
         self._reports = Reports(store, settings, clock)
@@ -106,7 +117,9 @@ class NodeScp:
             (evt.EVT_N_EVENT_REPORT, self._reports.on_event),
         ]
         address = (self.host, self.port)
-        self._server = listen(self._ae, address, handlers, self._policy, self._on_admitted)
+        self._server = listen(
+            self._ae, address, handlers, self._policy, self._on_admitted, self._service
+        )
         self.port = int(self._server.server_address[1])
         self._commitment.start()
         log.info("scp.listening", host=self.host, port=self.port)
@@ -140,26 +153,36 @@ class NodeScp:
         """Note whose association this is."""
         self._peers[association] = peer
 
-    def _on_store(self, event: Event) -> int | Dataset:
+    def _store_one(self, peer: PeerSettings, arrived: Arrived) -> Answer:
         """Return 0x0000 when the instance is durable, else why not."""
-        peer = self._peers[event.assoc]
         if "source" not in peer.roles:
             log.warning("instance.unauthorised", peer=peer.name)
-            return _answer(NOT_AUTHORISED, f"{peer.name} is configured as no source")
-        request = event.request
-        if not isinstance(request, C_STORE):  # of a storage class, but another command
-            return _answer(UNRECOGNISED, "C-STORE is the only operation here")
+            return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
         incoming = Incoming(
-            encoded=request.DataSet.getvalue() if request.DataSet else b"",
-            transfer_syntax=str(event.context.transfer_syntax),
+            encoded=arrived.encoded,
+            transfer_syntax=arrived.transfer_syntax,
             calling_ae=peer.ae_title,
-            sop_class=str(request.AffectedSOPClassUID),
-            sop_uid=str(request.AffectedSOPInstanceUID),
+            sop_class=arrived.sop_class,
+            sop_uid=arrived.sop_uid,
         )
         try:
-            return take_in(incoming, self._files, self._store, self._clock()).status
+            return Answer(status=take_in(incoming, self._files, self._store, self._clock()).status)
         except InstanceRejected as error:
-            return _answer(error.status, str(error))
+            return Answer(status=error.status, comment=str(error))
+
+    def _on_store(self, event: Event) -> int | Dataset:
+        """Answer a C-STORE on an association that pynetdicom serves."""
+        request = event.request
+        if not isinstance(request, C_STORE):  # of a storage class, but another command
+            comment = "C-STORE is the only operation here"
+            return _as_dataset(Answer(status=NO_SUCH_OPERATION, comment=comment))
+        arrived = Arrived(
+            sop_class=str(request.AffectedSOPClassUID),
+            sop_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax=str(event.context.transfer_syntax),
+            encoded=request.DataSet.getvalue() if request.DataSet else b"",
+        )
+        return _as_dataset(self._store_one(self._peers[event.assoc], arrived))
 
     def _on_action(self, event: Event) -> tuple[int, None]:
         """Return 0x0000 when the request for storage commitment is on record."""
@@ -193,8 +216,23 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _answer(status: int, comment: str) -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment[:COMMENT_CHARACTERS].replace("\\", "/")
-    return answer
+def _offer(ae: AE) -> Offer:
+    """Return what `storage` serves: all but storage commitment."""
+    contexts = {str(each.abstract_syntax): each for each in ae.supported_contexts}
+    del contexts[StorageCommitmentPushModel]
+    return Offer(
+        syntaxes={name: tuple(map(str, each.transfer_syntax)) for name, each in contexts.items()},
+        longest_pdu=ae.maximum_pdu_size,
+        implementation_uid=ae.implementation_class_uid,
+        implementation_version=ae.implementation_version_name or "",
+    )
+
+
+def _as_dataset(answer: Answer) -> int | Dataset:
+    """Return the answer as pynetdicom wants it."""
+    if not answer.comment:
+        return answer.status
+    dataset = Dataset()
+    dataset.Status = answer.status
+    dataset.ErrorComment = one_line(answer.comment)
+    return dataset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from threading import Thread, current_thread
-from typing import cast
+from typing import Protocol, cast
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -17,12 +17,14 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 from dicom_node.errors import NodeError
 from dicom_node.network.limits import Complaints, LimitExceeded, Limits, Meter, Seats
 from dicom_node.network.lobby import Anyone, Door, Doorkeeper, Lobby, Visitor
+from dicom_node.network.storage import Service, StorageAssociation
 from dicom_node.network.tls import Credentials
 from dicom_node.settings import PeerSettings
 
 PDU_BYTES = 131072  # what we ask peers to send at most; larger PDUs, fewer turns of the reactor
 STEP_BYTES = 2**18
 POLL_S = 0.05
+HAND_OVER_S = 2.0  # until a connection that was admitted is an association
 BACKLOG = 256  # connections that the system keeps while the lobby is busy
 UNLIMITED = 10**6  # pynetdicom counts associations too late: `Seats` has done it
 UNREADABLE_S = 0.1  # how long an association whose request is garbage is waited for
@@ -95,8 +97,21 @@ class Policy:
     tls_port: int | None = None  # None: TLS, if any, on the only port
 
 
+class Running(Protocol):
+    """An association, whoever serves it."""
+
+    @property
+    def is_established(self) -> bool:
+        """Return whether the peer may go on."""
+        ...
+
+    def abort(self) -> None:
+        """End it now."""
+        ...
+
+
 class Listener:
-    """Accepts associations: a lobby in front of pynetdicom's association server."""
+    """Accepts associations: a lobby in front of `storage`, and of pynetdicom's server."""
 
     def __init__(
         self,
@@ -105,7 +120,10 @@ class Listener:
         handlers: Sequence[EventHandlerType],
         policy: Policy,
         admitted: Callable[[Association, PeerSettings], None],
+        service: Service | None,
     ) -> None:
+        self._service = service
+        self._served: set[StorageAssociation] = set()
         self._limits = policy.limits
         self._seats = Seats(policy.limits)
         self._complaints = Complaints()
@@ -150,9 +168,9 @@ class Listener:
         return [Door(sock=plain), Door(sock=secure, tls=policy.tls)]
 
     @property
-    def active_associations(self) -> list[Association]:
+    def active_associations(self) -> list[Running]:
         """Return the associations that have been admitted and have not ended."""
-        return self._server.active_associations
+        return [*self._served, *self._server.active_associations]
 
     @property
     def open(self) -> bool:
@@ -166,21 +184,40 @@ class Listener:
     def shutdown(self) -> None:
         """Accept no more; associations that were admitted go on."""
         self._lobby.stop()
-        for host in list(self._hosts):  # so that `active_associations` has them all
-            host.join(timeout=2.0)
+        deadline = time.monotonic() + HAND_OVER_S
+        while self._hosts and time.monotonic() < deadline:  # `active_associations` has them all
+            time.sleep(POLL_S)
 
     def _hand_over(self, visitor: Visitor, peer: PeerSettings) -> None:
-        """Give an admitted connection to pynetdicom, in a thread of its own."""
-        self._guests[visitor.sock] = (visitor, peer)
-        host = Thread(target=self._host, args=(visitor, peer), name="host")
+        """Serve an admitted connection in a thread of its own, or let pynetdicom do it."""
+        ours = self._service is not None and self._service.suffices(visitor.data)
+        serve = self._serve if ours else self._host
+        if not ours:
+            self._guests[visitor.sock] = (visitor, peer)
+        host = Thread(target=serve, args=(visitor, peer), name="host")
         host.daemon = False  # an association inherits that, and is drained, not dropped
         self._hosts.add(host)
         try:
             host.start()
         except RuntimeError:  # no thread to be had: the lobby deals with it
             self._hosts.discard(host)
-            self._guests.pop(visitor.sock)
+            self._guests.pop(visitor.sock, None)
             raise
+
+    def _serve(self, visitor: Visitor, peer: PeerSettings) -> None:
+        """Serve C-ECHO and C-STORE to the end of the association."""
+        association = None
+        try:
+            association = StorageAssociation(
+                cast(Service, self._service), visitor, peer, self._complaints
+            )
+            self._served.add(association)
+            self._hosts.discard(current_thread())
+            association.run()
+        finally:
+            self._hosts.discard(current_thread())
+            self._leave(visitor, peer)
+            self._served.discard(association)
 
     def _host(self, visitor: Visitor, peer: PeerSettings) -> None:
         started = False
@@ -218,6 +255,9 @@ class Listener:
                 run()
             finally:
                 self._leave(visitor, peer)
+                self._ended += 1
+                if self._ended % COLLECT_EVERY == 0:
+                    gc.collect()
 
         assoc.run = run_and_leave  # type: ignore[method-assign]
 
@@ -225,9 +265,6 @@ class Listener:
         """Free what an association held."""
         visitor.sock.close()
         self._seats.leave(peer.name)
-        self._ended += 1
-        if self._ended % COLLECT_EVERY == 0:
-            gc.collect()
 
 
 def listen(
@@ -236,13 +273,16 @@ def listen(
     handlers: Sequence[EventHandlerType],
     policy: Policy = Policy(),
     admitted: Callable[[Association, PeerSettings], None] = lambda association, peer: None,
+    service: Service | None = None,
 ) -> Listener:
     """Return a running listener that accepts associations on `address`.
 
     Parameters
     ----------
     admitted
-        Called with every association that is admitted, before its first message.
+        Called with every association that pynetdicom serves, before its first message.
+    service
+        What is served without pynetdicom; None: nothing.
 
     Raises
     ------
@@ -251,7 +291,7 @@ def listen(
     """
     host, port = address
     try:
-        return Listener(ae, address, handlers, policy, admitted)
+        return Listener(ae, address, handlers, policy, admitted, service)
     except (OSError, ValueError) as error:
         raise NodeError(f"cannot listen on {host}:{port}: {error}") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.store import schema
+from dicom_node.store.arrivals import InstanceRow, NewInstance, Recorded
 from dicom_node.store.audit import AuditRow, AuditStore
 from dicom_node.store.chain import Proof
 from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, Reported
@@ -19,7 +20,7 @@ from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
 from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
-from dicom_node.store.series import InstanceRow, Ledger, NewInstance, Recorded, SeriesStore
+from dicom_node.store.series import Ledger, SeriesStore
 from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
 

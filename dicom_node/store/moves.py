@@ -45,6 +45,16 @@ REOPENED: dict[str, Any] = {
 }
 
 
+# Built once: it is asked for every instance that arrives.
+NEWEST_JOB = (
+    sa.select(schema.job)
+    .where(schema.job.c.series_id == sa.bindparam("series_id"))
+    .order_by(schema.job.c.generation.desc())
+    .limit(1)
+    .with_for_update()
+)
+
+
 def locked_job(work: Work, job_id: int) -> sa.Row[Any]:
     """Return the row of the job, locked until the transaction ends.
 
@@ -62,13 +72,11 @@ def locked_job(work: Work, job_id: int) -> sa.Row[Any]:
 
 def newest_job(work: Work, series_id: int) -> Any:
     """Return the newest generation's row of a series, locked; None when it has no job yet."""
-    job = schema.job
-    query = sa.select(job).where(job.c.series_id == series_id).order_by(job.c.generation.desc())
-    query = query.limit(1).with_for_update()
-    row, older = work.execute(query).first(), None
+    values = {"series_id": series_id}
+    row, older = work.connection.execute(NEWEST_JOB, values).first(), None
     # PostgreSQL: while we waited for the lock, somebody may have made a newer generation.
     while row is not None and row.state == JobState.SUPERSEDED and row.id != older:
-        older, row = row.id, work.execute(query).first()
+        older, row = row.id, work.connection.execute(NEWEST_JOB, values).first()
     return row
 
 

@@ -1,20 +1,28 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance
 from dicom_node.retry import Verdict, statuses
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.database import Database, Work
-from dicom_node.store.moves import create_job, move, new_generation, newest_job
+from dicom_node.store.arrivals import (
+    Arrival,
+    InstanceRow,
+    NewInstance,
+    Recorded,
+    find,
+    instance_rows,
+    record_all,
+    to_row,
+)
+from dicom_node.store.database import Database
+from dicom_node.together import Together
 
 LEDGER_PARTS = {
     JobState.RECEIVING: "in_flight",
@@ -28,56 +36,6 @@ LEDGER_PARTS = {
     JobState.CANCELLED: "cancelled",
     JobState.SUPERSEDED: "superseded",
 }
-# A person cancelled the series: later slices are kept and counted, but do not undo that.
-STAYS = frozenset({JobState.RECEIVING, JobState.CANCELLED})
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewInstance:
-    """One received instance whose file is already durable."""
-
-    sop_uid: str
-    sop_class: str
-    series_uid: str
-    study_uid: str
-    modality: str
-    description: str
-    path: Path
-    bytes: int
-    sha256: str  # of the file
-    attributes_sha256: str  # of all attributes but the pixels
-    pixels_sha256: str | None = None  # of the decoded pixels, where they were decoded
-    transfer_syntax: str
-    calling_ae: str
-    header: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """What became of an instance: "new", "duplicate" or "restored", and the job it belongs to."""
-
-    outcome: str
-    job_id: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstanceRow:
-    """One stored instance."""
-
-    id: int
-    sop_uid: str
-    sop_class: str
-    series_id: int
-    path: Path
-    bytes: int
-    sha256: str
-    attributes_sha256: str
-    pixels_sha256: str | None
-    transfer_syntax: str
-    calling_ae: str
-    received_at: datetime
-    header: dict[str, Any]
-    removal_id: int | None  # the decision of retention by which the file goes, or is gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +69,12 @@ class SeriesStore:
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
+        self._recording: Together[Arrival, Recorded] = Together(partial(record_all, database))
 
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
-        """Return what became of `new`, in one transaction: when this returns, it is durable.
+        """Return what became of `new`: when this returns, it is durable.
+
+        Instances that arrive at the same time share one transaction.
 
         A late slice reopens its series, or makes a new generation once work has begun. An instance
         whose file retention had deleted has it again; it is not counted twice.
@@ -125,29 +86,7 @@ class SeriesStore:
         StoreUnavailable
             If the database did not commit.
         """
-        for _ in range(2):
-            # PostgreSQL: another association may make the series meanwhile, and then the instance.
-            with suppress(sa.exc.IntegrityError):
-                return self._record(new, now)
-        return self._record(new, now)
-
-    def _record(self, new: NewInstance, now: datetime) -> Recorded:
-        with self._database.transaction() as work:
-            known = find(work.connection, new.sop_uid)
-            if known is not None:
-                if known.removal_id is not None:  # who wrote the file has compared the pixels
-                    refuse_other_content(known, replace(new, sha256=known.sha256))
-                    return restore(work, known, new, now)
-                refuse_other_content(known, new)
-                return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
-            series_id = upsert_series(work, new, now)
-            job_id = receiving_job(work, series_id, new.series_uid, now)
-            values = {f.name: getattr(new, f.name) for f in fields(new)} | {"path": str(new.path)}
-            row = {name: values[name] for name in values if name in schema.instance.c}
-            work.execute(
-                sa.insert(schema.instance).values(**row, series_id=series_id, received_at=now)
-            )
-            return Recorded(outcome="new", job_id=job_id)
+        return self._recording.do((new, now))
 
     def find_instance(self, sop_uid: str) -> InstanceRow | None:
         """Return the stored instance `sop_uid`, or None when it was never received."""
@@ -217,111 +156,6 @@ class SeriesStore:
         with self._database.reading() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state.value: found.get(state.value, 0) for state in JobState}
-
-
-def upsert_series(work: Work, new: NewInstance, now: datetime) -> int:
-    """Return the id of the series of `new`, which counts one instance more from now on."""
-    series = schema.series
-    counted = (
-        sa.update(series)
-        .where(series.c.series_uid == new.series_uid)
-        .values(acknowledged=series.c.acknowledged + 1, last_received_at=now)
-        .returning(series.c.id)
-    )
-    series_id = work.execute(counted).scalar_one_or_none()
-    if series_id is not None:
-        return int(series_id)
-    first = sa.insert(series).values(
-        series_uid=new.series_uid,
-        study_uid=new.study_uid,
-        modality=new.modality,
-        description=new.description,
-        acknowledged=1,
-        created_at=now,
-        last_received_at=now,
-    )
-    return int(work.execute(first.returning(series.c.id)).scalar_one())
-
-
-def restore(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> Recorded:
-    """Return what became of an instance that had lost its file to retention, and has it again.
-
-    A series that is held for want of its images is received again; any other job stays as it is,
-    and a person can requeue it once the last image is back.
-    """
-    put_back(work, known, new, now)
-    newest = newest_job(work, known.series_id)
-    if newest.state == JobState.HELD and can_reopen(newest):
-        reason = "Images that retention had deleted arrived again."
-        move(work, newest.id, "receive", now, reason=reason)
-    return Recorded(outcome="restored", job_id=int(newest.id))
-
-
-def put_back(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> None:
-    """Let the rows of an instance, and of its forwarding, speak of the new file."""
-    series, sent = schema.series, schema.derived_instance
-    work.execute(
-        sa.update(series).where(series.c.id == known.series_id).values(last_received_at=now)
-    )
-    file = {"path": str(new.path), "sha256": new.sha256, "bytes": new.bytes, "removal_id": None}
-    work.execute(sa.update(sent).where(sent.c.sop_uid == new.sop_uid).values(**file))
-    file |= {"transfer_syntax": new.transfer_syntax}
-    this = schema.instance.c.id == known.id
-    work.execute(sa.update(schema.instance).where(this).values(**file))
-    work.record("instance.restored", now, sop=new.sop_uid, series=new.series_uid)
-
-
-def receiving_job(work: Work, series_id: int, series_uid: str, now: datetime) -> int:
-    """Return the job that a new instance of the series belongs to, reopened where needed."""
-    newest = newest_job(work, series_id)
-    if newest is None:
-        return create_job(work, series_id, series_uid, now, generation=1)
-    if newest.state in STAYS:
-        return int(newest.id)
-    reason = "A late slice arrived; the series is being received again."
-    if can_reopen(newest):
-        move(work, newest.id, "receive", now, reason=reason)
-        return int(newest.id)
-    return new_generation(work, newest, now, reason=reason)
-
-
-def can_reopen(job: sa.Row[Any]) -> bool:
-    """Return True while nobody has begun to work on this generation."""
-    if job.state == JobState.HELD:
-        return job.held_by in ("completeness", "rule")
-    if job.state == JobState.DEAD:
-        return job.published_at is None
-    return job.state in (JobState.SKIPPED, JobState.QUEUED)
-
-
-def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
-    """Raise ConflictingInstance unless `new` has the content of `known`.
-
-    Equal pixels may come in another transfer syntax, so the file's hash counts only where nobody
-    decoded the pixels.
-    """
-    same_pixels = known.sha256 == new.sha256
-    if known.pixels_sha256 and new.pixels_sha256:
-        same_pixels = known.pixels_sha256 == new.pixels_sha256
-    if known.attributes_sha256 != new.attributes_sha256 or not same_pixels:
-        raise ConflictingInstance(f"SOP instance {new.sop_uid} is known with other content")
-
-
-def instance_rows() -> sa.Select[Any]:
-    """Return the query that `to_row` reads."""
-    return sa.select(schema.instance)
-
-
-def to_row(row: sa.Row[Any]) -> InstanceRow:
-    """Return a database row as a value."""
-    values = dict(row._mapping)
-    return InstanceRow(**values | {"path": Path(values["path"])})
-
-
-def find(connection: sa.Connection, sop_uid: str) -> InstanceRow | None:
-    """Return the stored instance `sop_uid`, or None."""
-    row = connection.execute(instance_rows().where(schema.instance.c.sop_uid == sop_uid)).first()
-    return None if row is None else to_row(row)
 
 
 def newest_jobs() -> sa.Subquery:

@@ -8,7 +8,6 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from dicom_node.assembly import InstanceHeader, judge
-from dicom_node.content import header_of
 from dicom_node.errors import InstanceRejected
 from dicom_node.intake import Incoming, examine
 from dicom_node.rules import FRAMES, HEADER_KEYS
@@ -44,7 +43,7 @@ def examined(subject: Subject) -> dict:
         sop_class=subject.sop_class,
         sop_uid=subject.sop_uid,
     )
-    return json.loads(json.dumps(header_of(examine(incoming).dataset), allow_nan=False))
+    return json.loads(json.dumps(examine(incoming).header, allow_nan=False))
 
 
 def test_hostile_data_sets_are_taken_or_refused_and_always_decided():

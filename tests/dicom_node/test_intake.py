@@ -111,11 +111,15 @@ def test_other_content_under_a_known_uid_is_a_conflict(take, files, store, other
 
 def test_copy_in_another_encoding_needs_the_kept_file_to_compare(take, files):
     take(encoded(make_instance()))
-    files.paths()[0].unlink()
+    [path] = files.paths()
+    path.unlink()
 
-    assert take(encoded(make_instance())).outcome == "duplicate"
     with pytest.raises(ConflictingInstance, match="its file is gone"):
         take(encoded(make_instance(), RLELossless))
+    assert files.paths() == []
+    assert take(encoded(make_instance())).outcome == "duplicate"
+    assert files.paths() == [path]
+    assert take(encoded(make_instance(), RLELossless)).outcome == "duplicate"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,19 @@ def test_crash_between_file_and_row_leaves_nothing_behind(take, files, store):
 
     assert set(recover(files, store)) == {orphan, part}
     assert len(files.paths()) == 1
+
+
+def test_copy_under_another_series_leaves_no_file_not_even_after_a_crash(take, files, store):
+    take(encoded(make_instance()))
+    kept = files.paths()
+    with pytest.raises(ConflictingInstance):
+        take(encoded(make_instance(SeriesInstanceUID="1.2.826.0.99")))
+    assert files.paths() == kept
+
+    orphan = files.write("1.2.826.0.99", "1.2.826.0.1.1", [b"of a crash before it was removed"])
+
+    assert recover(files, store) == [orphan]
+    assert files.paths() == kept
 
 
 def test_recovery_with_the_wrong_database_deletes_nothing(take, files, tmp_path):

@@ -149,9 +149,9 @@ def test_idle_association_is_cut(tmp_path):
     ("kind", "sent"),
     [
         ("long PDU", [b"\x04\x00\x10\x00\x00\x00"]),
-        ("slow PDU", [b"\x04\x00\x00\x00\x01\x00", b"half of it"]),
-        ("slow PDU", [b"\x04\x00\x00\x00\x01\x00", *[b"x"] * 60]),
-        ("slow message", [b"\x04\x00\x00\x00\x00\x07\x00\x00\x00\x03\x03\x00x"] * 60),
+        ("slow PDU", [b"\x04\x00\x00\x00\x01\x00", b"\x00\x00\x00\xfc\x01\x01 of it"]),
+        ("slow PDU", [b"\x04\x00\x00\x00\x01\x00\x00\x00\x00\xfc\x01\x01", *[b"x"] * 60]),
+        ("slow message", [b"\x04\x00\x00\x00\x00\x07\x00\x00\x00\x03\x01\x01x"] * 60),
     ],
     ids=["announced too long", "stalled in a PDU", "dripped PDU", "dripped message"],
 )

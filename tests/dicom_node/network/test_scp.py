@@ -295,7 +295,7 @@ def test_stop_aborts_who_does_not_finish(node):
 def test_accepted_socket_answers_at_once(node):
     association = associate(node)
     [accepted] = node.scp._server.active_associations
-    option = accepted.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    option = accepted.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     association.release()
 
     assert option

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.states import JobState
 from dicom_node.store import Report, open_store, schema
+from dicom_node.store.arrivals import upsert_series
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
-from dicom_node.store.series import upsert_series
 
 MINUTE = timedelta(minutes=1)
 SECRET = "geheim-4711"
@@ -112,7 +112,7 @@ def test_two_destinations_that_end_at_once_end_the_job(store, published, now, be
 
 def test_the_first_instances_of_one_series_may_come_at_once(store, new_instance, now, beside):
     with store.database.transaction() as work:
-        series_id = upsert_series(work, new_instance(1), now)
+        series_id = upsert_series(work, new_instance(1), now, 1)
         job_id = create_job(work, series_id, "1.2.3", now, generation=1)
         second = beside(store.series.record_instance, new_instance(2), now)
         wait_until_somebody_waits(store)

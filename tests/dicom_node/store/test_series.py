@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from dicom_node.errors import ConflictingInstance
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
+from dicom_node.store.arrivals import record_all
 
 LEASE = timedelta(seconds=60)
 
@@ -77,6 +78,43 @@ def test_many_associations_sending_the_same_instances_make_one_row_each(store, n
 
     assert (outcomes.count("new"), outcomes.count("duplicate")) == (30, 90)
     assert (store.ledger().acknowledged, store.ledger().balanced) == (30, True)
+
+
+def test_a_batch_tells_each_what_became_of_it(store, new_instance, now):
+    first = store.series.record_instance(new_instance(1, "1.2.9"), now)
+    batch = [
+        new_instance(2, "1.2.9"),
+        new_instance(4, "1.2.3"),
+        new_instance(1, "1.2.9", attributes_sha256="e" * 64),
+        new_instance(5, "1.2.3"),
+    ]
+
+    found = record_all(store.database, [(new, now) for new in batch])
+    again = record_all(store.database, [(new_instance(1, "1.2.9"), now), (batch[0], now)])
+
+    assert isinstance(found[2], ConflictingInstance)
+    assert [one.outcome for one in (*found[:2], found[3])] == ["new"] * 3
+    assert [one.outcome for one in again] == ["duplicate"] * 2
+    assert found[0].job_id == first.job_id
+    assert found[1].job_id == found[3].job_id != first.job_id
+    assert store.ledger().acknowledged == 4
+
+
+def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(store, new_instance, now):
+    batch = [new_instance(1), new_instance(2, header=None, calling_ae=None), new_instance(3)]
+
+    found = record_all(store.database, [(new, now) for new in batch])
+
+    assert isinstance(found[1], sa.exc.SQLAlchemyError)
+    assert [found[0].outcome, found[2].outcome] == ["new"] * 2
+    assert store.ledger().acknowledged == 2
+
+
+def test_the_same_instance_twice_in_a_batch_is_one_row(store, new_instance, now):
+    found = record_all(store.database, [(new_instance(), now), (new_instance(), now)])
+
+    assert [one.outcome for one in found] == ["new", "duplicate"]
+    assert store.ledger().acknowledged == 1
 
 
 def test_a_series_is_silent_once_its_last_instance_is_old(store, new_instance, now):

@@ -1,0 +1,219 @@
+"""The elements of an ordinary data set, found without building pydicom's objects.
+
+The receiving path needs a digest, four UIDs and a few dozen header values of each instance; pydicom
+takes more time for that than everything else together. `scan` knows only what scanners write day by
+day: little endian, ascending tags, lengths that fit, far fewer elements and items than `bombs`
+allows. It returns nothing for everything else, and then `content` asks pydicom, which also finds
+the words for what is wrong. What both say of one data set is the same; tests hold them against each
+other.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+from dicom_node.bombs import ITEM, MOST_ELEMENTS, MOST_ITEMS, count_items
+
+EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+UNDEFINED = 0xFFFFFFFF
+ITEM_TAG, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+CHARACTER_SET, PIXEL_DATA = 0x00080005, 0x7FE00010
+# They say how the pixels are packed, so a lossless re-encoding changes them.
+PACKING = frozenset({
+    0x00280004,  # PhotometricInterpretation: colour transforms of JPEG 2000
+    0x00280006,  # PlanarConfiguration
+    0x7FE00001, 0x7FE00002,  # extended offset table
+    0x7FE00010,  # PixelData
+    0xFFFCFFFC,  # DataSetTrailingPadding
+})  # fmt: skip
+PADDED = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
+SHORT = "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
+LONG = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+VRS = {vr.encode(): vr for vr in (*SHORT, *LONG)}
+FUNCTIONAL_GROUPS = frozenset({0x52009229, 0x52009230})
+DEEPEST = 8  # sequences in sequences
+ALWAYS_FEW_BYTES = len(ITEM) * MOST_ITEMS  # no more items fit
+
+_explicit = struct.Struct("<HH2sH").unpack_from
+_implicit = struct.Struct("<HHL").unpack_from
+_long = struct.Struct("<L").unpack_from
+_pair = struct.Struct("<LL").pack
+_single = struct.Struct("<L").pack
+
+
+class Unusual(Exception):
+    """The data set is not one that `scan` knows."""
+
+
+@dataclass(kw_only=True)
+class Scanned:
+    """An ordinary data set: its values as they are encoded, those inside of sequences left out."""
+
+    values: dict[int, tuple[str | None, bytes]] = field(default_factory=dict)  # tag -> VR, value
+    attributes_sha256: str = ""  # of all but the pixels, as `content.attributes_digest`
+    pixel_bytes: int | None = None  # None: there are none, or they are encapsulated
+    fragments: int | None = None  # of encapsulated pixels, the offset table included
+
+
+def scan(data: bytes, transfer_syntax: str) -> Scanned | None:
+    """Return what an encoded data set says, None when it is no ordinary one."""
+    if transfer_syntax in (DEFLATED, BIG_ENDIAN) or has_many_items(data):
+        return None
+    found = Scanned()
+    pieces: list[bytes] = []
+    walk = Walk(data, pieces, found, encapsulated=transfer_syntax not in (EXPLICIT, IMPLICIT))
+    try:
+        walk.data_set(0, len(data), transfer_syntax == IMPLICIT, depth=0)
+    except (Unusual, struct.error):
+        return None
+    found.attributes_sha256 = hashlib.sha256(b"".join(pieces)).hexdigest()
+    return found
+
+
+def has_many_items(data: bytes) -> bool:
+    """Return whether pydicom must not read the data set; asked first, because it is quick."""
+    return len(data) > ALWAYS_FEW_BYTES and count_items(data) > MOST_ITEMS
+
+
+@lru_cache(maxsize=4096)
+def what_is(tag: int) -> tuple[bool, bool, bool, bool]:
+    """Return whether a tag is in the dictionary, a sequence, padded text, no attribute."""
+    vr = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+    nothing = tag & 0xFFFF == 0 or tag in PACKING
+    return vr is not None, vr == "SQ", vr in PADDED, nothing
+
+
+class Walk:
+    """One pass over one data set; `pieces` is what the digest is made of."""
+
+    def __init__(
+        self, data: bytes, pieces: list[bytes], found: Scanned, *, encapsulated: bool
+    ) -> None:
+        self._data = data
+        self._pieces = pieces
+        self._found = found
+        self._encapsulated = encapsulated
+        self._left = MOST_ELEMENTS // 2  # those inside of items count as well
+
+    def data_set(self, at: int, end: int, implicit: bool, depth: int, *, open: bool = False) -> int:
+        """Take the elements from `at` to `end`; return where they end.
+
+        With `open` an item delimiter ends them, and `end` is only the farthest that it may be.
+        """
+        data, add, last = self._data, self._pieces.append, 0x0007FFFF
+        if depth > DEEPEST or (implicit and data[at + 4 : at + 6] in VRS):
+            raise Unusual  # who knows: it may be explicit
+        while at < end:
+            vr = None
+            if implicit:
+                group, element, length = _implicit(data, at)
+                at += 8
+            else:
+                group, element, code, length = _explicit(data, at)
+                at += 8
+                vr = VRS.get(code)
+                if vr in LONG:
+                    length = _long(data, at)[0]
+                    at += 4
+            tag = group << 16 | element
+            if tag == ITEM_END and open and data[at - 4 : at] == bytes(4):
+                return at
+            if tag <= last or (vr is None and not implicit):
+                raise Unusual
+            last = tag
+            self._left -= 1
+            if not self._left:
+                raise Unusual
+            known, is_sequence, padded, nothing = what_is(tag)
+            if tag == PIXEL_DATA and not depth:
+                at = self._pixels(at, length, end)
+                continue
+            if is_sequence or vr == "SQ":
+                if vr not in (None, "SQ") or tag in FUNCTIONAL_GROUPS:
+                    raise Unusual
+                add(_single(tag))
+                at = self._sequence(at, length, end, implicit, depth)
+                add(_single(0))
+                continue
+            stop = at + length
+            if stop > end:
+                raise Unusual  # cut short, or of undefined length
+            value = data[at:stop]
+            if not known and vr in (None, "UN") and value[:4] == ITEM:
+                # A private sequence shows only in its first bytes (PS3.5 6.2.2).
+                add(_single(tag))
+                self._sequence(at, length, end, True, depth)
+                add(_single(0))
+            elif not nothing:
+                if tag == CHARACTER_SET:
+                    value = one_character_set(value)
+                elif padded:
+                    value = value.rstrip(b" \x00")
+                add(_pair(tag, len(value)))
+                add(value)
+            if not depth:
+                self._found.values[tag] = vr, data[at:stop]
+            at = stop
+        if open or at != end:
+            raise Unusual
+        return at
+
+    def _sequence(self, at: int, length: int, end: int, implicit: bool, depth: int) -> int:
+        """Take the items of a sequence; return where it ends."""
+        defined = length != UNDEFINED
+        stop = at + length if defined else end
+        if stop > end:
+            raise Unusual
+        while at < stop:
+            tag, of_item = self._item_head(at)
+            at += 8
+            if tag == SEQUENCE_END and not defined and not of_item:
+                return at
+            if tag != ITEM_TAG:
+                raise Unusual
+            self._pieces.append(ITEM)
+            open = of_item == UNDEFINED
+            item_end = stop if open else at + of_item
+            if item_end > stop:
+                raise Unusual
+            at = self.data_set(at, item_end, implicit, depth + 1, open=open)
+        if not defined or at != stop:
+            raise Unusual
+        return at
+
+    def _pixels(self, at: int, length: int, end: int) -> int:
+        """Count pixel bytes, or fragments (PS3.5 A.4); return where they end."""
+        if (length == UNDEFINED) != self._encapsulated:
+            raise Unusual
+        if not self._encapsulated:
+            self._found.pixel_bytes = length
+            if at + length > end:
+                raise Unusual
+            return at + length
+        count = 0
+        while at < end:
+            tag, of_item = self._item_head(at)
+            at += 8
+            if tag == SEQUENCE_END and not of_item:
+                self._found.fragments = count
+                return at
+            if tag != ITEM_TAG or at + of_item > end:
+                raise Unusual
+            at, count = at + of_item, count + 1
+        raise Unusual
+
+    def _item_head(self, at: int) -> tuple[int, int]:
+        group, element, length = _implicit(self._data, at)
+        return group << 16 | element, length
+
+
+def one_character_set(value: bytes) -> bytes:
+    """Return the name of the only character set."""
+    name = value.rstrip(b" \x00")
+    if b"\\" in name or name != name.strip() or not name.isascii():
+        raise Unusual
+    return name

@@ -1,0 +1,283 @@
+"""What arrives: many instances in one transaction, each of them new, known or known again."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.errors import ConflictingInstance, NodeError, StoreUnavailable
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database, Work
+from dicom_node.store.moves import create_job, move, new_generation, newest_job
+
+# A person cancelled the series: later slices are kept and counted, but do not undo that.
+STAYS = frozenset({JobState.RECEIVING, JobState.CANCELLED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewInstance:
+    """One received instance whose file is already durable."""
+
+    sop_uid: str
+    sop_class: str
+    series_uid: str
+    study_uid: str
+    modality: str
+    description: str
+    path: Path
+    bytes: int
+    sha256: str  # of the file
+    attributes_sha256: str  # of all attributes but the pixels
+    pixels_sha256: str | None = None  # of the decoded pixels, where they were decoded
+    transfer_syntax: str
+    calling_ae: str
+    header: dict[str, Any]
+    same_as: str | None = None  # SHA-256 of a file that was found to hold the same image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What became of an instance: "new", "duplicate" or "restored", and the job it belongs to."""
+
+    outcome: str
+    job_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceRow:
+    """One stored instance."""
+
+    id: int
+    sop_uid: str
+    sop_class: str
+    series_id: int
+    path: Path
+    bytes: int
+    sha256: str
+    attributes_sha256: str
+    pixels_sha256: str | None
+    transfer_syntax: str
+    calling_ae: str
+    received_at: datetime
+    header: dict[str, Any]
+    removal_id: int | None  # the decision of retention by which the file goes, or is gone
+
+
+Arrival = tuple[NewInstance, datetime]
+# Built once: building and keying a statement takes longer than running it.
+OF_INSTANCE = [field.name for field in fields(NewInstance) if field.name in schema.instance.c]
+FIND = sa.select(schema.instance).where(schema.instance.c.sop_uid == sa.bindparam("uid"))
+FIND_ALL = sa.select(schema.instance).where(
+    schema.instance.c.sop_uid.in_(sa.bindparam("uids", expanding=True))
+)
+INSERT = sa.insert(schema.instance)
+COUNT_MORE = (
+    sa.update(schema.series)
+    .where(schema.series.c.series_uid == sa.bindparam("uid"))
+    .values(
+        acknowledged=schema.series.c.acknowledged + sa.bindparam("more"),
+        last_received_at=sa.bindparam("at"),
+    )
+    .returning(schema.series.c.id)
+)
+
+
+def record_all(database: Database, batch: Sequence[Arrival]) -> Sequence[Recorded | Exception]:
+    """Return what became of each instance, all in one transaction; a bad one hurts no other."""
+    if len({new.sop_uid for new, _ in batch}) == len(batch):
+        try:
+            return record(database, batch)
+        except StoreUnavailable as error:
+            return [StoreUnavailable(str(error)) for _ in batch]
+        except (sa.exc.SQLAlchemyError, NodeError):
+            pass  # of one of them, or another process made a row meanwhile: nothing was kept
+    return [record_alone(database, each) for each in batch]
+
+
+def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
+    """Return what became of one instance, in a transaction of its own."""
+    try:
+        for _ in range(2):
+            # PostgreSQL: another process may make the series meanwhile, and then the instance.
+            with suppress(sa.exc.IntegrityError):
+                return record(database, [arrival])[0]
+        return record(database, [arrival])[0]
+    except (sa.exc.SQLAlchemyError, NodeError) as error:
+        return error
+
+
+def record(database: Database, batch: Sequence[Arrival]) -> list[Recorded | Exception]:
+    """Return what became of instances of different UIDs, in one transaction.
+
+    All that concerns one series is done before the next, always in the same order: two processes
+    that bring instances of the same series wait for each other in one direction only.
+    """
+    outcomes: dict[str, Recorded | Exception] = {}
+    with database.transaction() as work:
+        known = find_all(work.connection, [new.sop_uid for new, _ in batch])
+        for _, of_series in groupby(sorted(batch, key=series_of), series_of):
+            outcomes |= record_series(work, list(of_series), known)
+    return [outcomes[new.sop_uid] for new, _ in batch]
+
+
+def series_of(arrival: Arrival) -> str:
+    """Return the UID of the series."""
+    return arrival[0].series_uid
+
+
+def record_series(
+    work: Work, arrivals: Sequence[Arrival], known: Mapping[str, InstanceRow]
+) -> dict[str, Recorded | Exception]:
+    """Return what became of instances of one series by their UIDs.
+
+    Who changes the series comes first, because it is locked before its job; a duplicate needs the
+    job alone.
+    """
+    outcomes: dict[str, Recorded | Exception] = {}
+    fresh = [arrival for arrival in arrivals if arrival[0].sop_uid not in known]
+    if fresh:
+        job_id = insert_instances(work, fresh)
+        outcomes = {new.sop_uid: Recorded(outcome="new", job_id=job_id) for new, _ in fresh}
+    again = [(known[new.sop_uid], new, now) for new, now in arrivals if new.sop_uid in known]
+    for row, new, now in sorted(again, key=lambda each: each[0].removal_id is None):
+        outcomes[new.sop_uid] = repeated(work, row, new, now)
+    return outcomes
+
+
+def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> int:
+    """Return the job of instances that are new, all of one series; they are in their rows."""
+    first, last_at = arrivals[0][0], max(now for _, now in arrivals)
+    series_id = upsert_series(work, first, last_at, len(arrivals))
+    job_id = receiving_job(work, series_id, first.series_uid, last_at)
+    work.connection.execute(INSERT, [to_values(new, series_id, now) for new, now in arrivals])
+    return job_id
+
+
+def to_values(new: NewInstance, series_id: int, now: datetime) -> dict[str, Any]:
+    """Return the row of a new instance."""
+    values = {name: getattr(new, name) for name in OF_INSTANCE}
+    return values | {"path": str(new.path), "series_id": series_id, "received_at": now}
+
+
+def repeated(
+    work: Work, known: InstanceRow, new: NewInstance, now: datetime
+) -> Recorded | Exception:
+    """Return what becomes of an instance that is known already."""
+    try:
+        refuse_other_content(known, new)
+    except ConflictingInstance as error:
+        return error
+    if known.removal_id is not None:
+        return restore(work, known, new, now)
+    return Recorded(outcome="duplicate", job_id=newest_job(work, known.series_id).id)
+
+
+def upsert_series(work: Work, new: NewInstance, now: datetime, count: int) -> int:
+    """Return the id of the series of `new`, which counts `count` instances more from now on."""
+    values = {"uid": new.series_uid, "more": count, "at": now}
+    series_id = work.connection.execute(COUNT_MORE, values).scalar_one_or_none()
+    if series_id is not None:
+        return int(series_id)
+    first = sa.insert(schema.series).values(
+        series_uid=new.series_uid,
+        study_uid=new.study_uid,
+        modality=new.modality,
+        description=new.description,
+        acknowledged=count,
+        created_at=now,
+        last_received_at=now,
+    )
+    return int(work.execute(first.returning(schema.series.c.id)).scalar_one())
+
+
+def restore(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> Recorded:
+    """Return what became of an instance that had lost its file to retention, and has it again.
+
+    A series that is held for want of its images is received again; any other job stays as it is,
+    and a person can requeue it once the last image is back.
+    """
+    put_back(work, known, new, now)
+    newest = newest_job(work, known.series_id)
+    if newest.state == JobState.HELD and can_reopen(newest):
+        reason = "Images that retention had deleted arrived again."
+        move(work, newest.id, "receive", now, reason=reason)
+    return Recorded(outcome="restored", job_id=int(newest.id))
+
+
+def put_back(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> None:
+    """Let the rows of an instance, and of its forwarding, speak of the new file."""
+    series, sent = schema.series, schema.derived_instance
+    work.execute(
+        sa.update(series).where(series.c.id == known.series_id).values(last_received_at=now)
+    )
+    file = {"path": str(new.path), "sha256": new.sha256, "bytes": new.bytes, "removal_id": None}
+    work.execute(sa.update(sent).where(sent.c.sop_uid == new.sop_uid).values(**file))
+    file |= {"transfer_syntax": new.transfer_syntax}
+    this = schema.instance.c.id == known.id
+    work.execute(sa.update(schema.instance).where(this).values(**file))
+    work.record("instance.restored", now, sop=new.sop_uid, series=new.series_uid)
+
+
+def receiving_job(work: Work, series_id: int, series_uid: str, now: datetime) -> int:
+    """Return the job that a new instance of the series belongs to, reopened where needed."""
+    newest = newest_job(work, series_id)
+    if newest is None:
+        return create_job(work, series_id, series_uid, now, generation=1)
+    if newest.state in STAYS:
+        return int(newest.id)
+    reason = "A late slice arrived; the series is being received again."
+    if can_reopen(newest):
+        move(work, newest.id, "receive", now, reason=reason)
+        return int(newest.id)
+    return new_generation(work, newest, now, reason=reason)
+
+
+def can_reopen(job: sa.Row[Any]) -> bool:
+    """Return True while nobody has begun to work on this generation."""
+    if job.state == JobState.HELD:
+        return job.held_by in ("completeness", "rule")
+    if job.state == JobState.DEAD:
+        return job.published_at is None
+    return job.state in (JobState.SKIPPED, JobState.QUEUED)
+
+
+def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
+    """Raise ConflictingInstance unless `new` has the content of `known`.
+
+    Equal pixels may come in another transfer syntax, so the file's hash counts only where nobody
+    decoded or compared the pixels.
+    """
+    same_pixels = known.sha256 in (new.sha256, new.same_as)
+    if known.pixels_sha256 and new.pixels_sha256:
+        same_pixels = known.pixels_sha256 == new.pixels_sha256
+    if known.attributes_sha256 != new.attributes_sha256 or not same_pixels:
+        raise ConflictingInstance(f"SOP instance {new.sop_uid} is known with other content")
+
+
+def instance_rows() -> sa.Select[Any]:
+    """Return the query that `to_row` reads."""
+    return sa.select(schema.instance)
+
+
+def to_row(row: sa.Row[Any]) -> InstanceRow:
+    """Return a database row as a value."""
+    values = dict(row._mapping)
+    return InstanceRow(**values | {"path": Path(values["path"])})
+
+
+def find(connection: sa.Connection, sop_uid: str) -> InstanceRow | None:
+    """Return the stored instance `sop_uid`, or None."""
+    row = connection.execute(FIND, {"uid": sop_uid}).first()
+    return None if row is None else to_row(row)
+
+
+def find_all(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[str, InstanceRow]:
+    """Return those of the instances that are stored, by UID."""
+    rows = connection.execute(FIND_ALL, {"uids": sop_uids})
+    return {row.sop_uid: to_row(row) for row in rows}
