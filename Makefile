@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Three for two cores: many tests wait for somebody.
+PYTEST_ARGS ?= -n 3 --dist loadfile
 BIN := .venv/bin
 
 # A busy neighbour makes default torch four times slower; passive waiting cures it.

@@ -1,15 +1,32 @@
 """Fixtures for all tests: real series beside the checkout, a real PostgreSQL; else skipped."""
 
+import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
+
+from dicom_node.telemetry import LibraryHandler
 
 if TYPE_CHECKING:
     from tests.postgres import Cluster
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo `telemetry.configure_logging`: no test may depend on which ones ran before it."""
+    hook = threading.excepthook
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    threading.excepthook = hook
+    root = logging.getLogger()
+    root.handlers[:] = [one for one in root.handlers if not isinstance(one, LibraryHandler)]
 
 
 @pytest.fixture(scope="session")

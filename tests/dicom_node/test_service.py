@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 40.0
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
