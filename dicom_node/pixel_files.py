@@ -143,11 +143,14 @@ class PixelFiles:
             )
 
     def _make_folder(self, folder: Path) -> None:
-        if folder in self._durable and folder.is_dir():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        _fsync_folder(folder.parent)  # else a power cut could take the folder with its files
-        self._durable.add(folder)
+        with open(self._locks / "folders", "ab") as lock:
+            # Retention removes folders: who finds one again must not be faster than its fsync.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder in self._durable and folder.is_dir():
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            _fsync_folder(folder.parent)  # else a power cut could take the folder with its files
+            self._durable.add(folder)
 
 
 def _checked(uid: str) -> str:

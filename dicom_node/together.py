@@ -16,6 +16,10 @@ Out = TypeVar("Out")
 MOST = 64  # at once, so that nobody waits for too long a queue
 
 
+class SharedWorkFailed(RuntimeError):
+    """The work failed in another thread, which tells how."""
+
+
 class _Ticket(Generic[In, Out]):
     """One caller's item, and what became of it."""
 
@@ -29,7 +33,8 @@ class Together(Generic[In, Out]):
     """Calls `work` with the items of all who wait; safe to use from many threads.
 
     `work` returns one outcome for each item, in their order; an exception among them is raised in
-    the thread whose item it belongs to. What `work` itself raises is raised in all of them.
+    the thread whose item it belongs to. What `work` itself raises is raised in the thread that
+    called it; the others whose items were with it get `SharedWorkFailed`.
     """
 
     def __init__(self, work: Callable[[Sequence[In]], Sequence[Out | Exception]]) -> None:
@@ -51,10 +56,11 @@ class Together(Generic[In, Out]):
 
     def _do_next(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
+        failed = SharedWorkFailed("work that was done for several at once failed")
+        outcomes: Sequence[Out | Exception] = [failed] * len(batch)
         try:
             outcomes = self._work([ticket.item for ticket in batch])
-        except Exception as error:  # not handled: each of them raises it
-            outcomes = [error] * len(batch)
-        for ticket, outcome in zip(batch, outcomes, strict=True):
-            ticket.outcome = outcome
-            ticket.done = True
+        finally:  # whatever happens, nobody waits for ever
+            for ticket, outcome in zip(batch, outcomes, strict=True):
+                ticket.outcome = outcome
+                ticket.done = True

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dicom_node import pixel_files
 from dicom_node.errors import NotAnInstance, OutOfSpace
 from dicom_node.pixel_files import PixelFiles, clear_folder
 
@@ -136,3 +137,38 @@ def test_exclusive_keeps_other_processes_out(files):
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1.0)
     assert other.wait(20) == 0
+
+
+def test_a_folder_that_came_back_is_used_only_when_its_name_is_durable(tmp_path, monkeypatch):
+    """Retention removed it; two instances arrive at once, and the first one is slow to sync."""
+    files = PixelFiles(tmp_path / "in", 0)
+    first = files.write("1.2", "1.2.1", [b"x"])
+    first.unlink()
+    first.parent.rmdir()
+    syncing, go_on, finished = threading.Event(), threading.Event(), threading.Event()
+    sync = pixel_files._fsync_folder
+
+    def slow(folder):
+        if folder == files.root:
+            syncing.set()
+            assert go_on.wait(30)
+        sync(folder)
+
+    monkeypatch.setattr(pixel_files, "_fsync_folder", slow)
+    slow_one = threading.Thread(target=files.write, args=("1.2", "1.2.2", [b"x"]))
+    slow_one.start()
+    assert syncing.wait(30)
+
+    def write_another():
+        files.write("1.2", "1.2.3", [b"x"])
+        finished.set()
+
+    quick_one = threading.Thread(target=write_another)
+    quick_one.start()
+    too_early = finished.wait(0.5)
+    go_on.set()
+    slow_one.join(30)
+    quick_one.join(30)
+
+    assert not too_early and finished.is_set()
+    assert len(files.paths()) == 2

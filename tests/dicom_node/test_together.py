@@ -1,0 +1,62 @@
+"""Many threads in one piece of work: each gets its own outcome, and nobody waits for ever."""
+
+import threading
+import time
+
+import pytest
+
+from dicom_node.together import SharedWorkFailed, Together
+
+
+def run_all(together: Together, items: list[int]) -> dict[int, object]:
+    """Return what `do` gives or raises for each item, all in threads of their own at once."""
+    found: dict[int, object] = {}
+
+    def one(item: int) -> None:
+        try:
+            found[item] = together.do(item)
+        except (ValueError, RuntimeError) as error:
+            found[item] = error
+
+    threads = [threading.Thread(target=one, args=(item,)) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    return found
+
+
+def test_each_gets_its_own_outcome_and_its_own_error():
+    batches = []
+
+    def work(items):
+        batches.append(len(items))
+        time.sleep(0.05)
+        return [ValueError(str(item)) if item % 3 == 0 else 10 * item for item in items]
+
+    found = run_all(Together(work), list(range(1, 25)))
+
+    for item, outcome in found.items():
+        assert str(outcome) == str(item) if item % 3 == 0 else outcome == 10 * item
+    assert sum(batches) == 24 and len(batches) < 24  # some were done together
+
+
+def test_work_that_breaks_tells_one_how_and_leaves_nobody_waiting():
+    def work(items):
+        time.sleep(0.05)
+        raise ValueError("broken")
+
+    found = run_all(Together(work), list(range(8)))
+
+    kinds = [type(outcome) for outcome in found.values()]
+    assert len(kinds) == 8 and ValueError in kinds
+    assert set(kinds) <= {ValueError, SharedWorkFailed}
+
+
+def test_alone_it_raises_what_the_work_raises():
+    def work(items):
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        Together(work).do(1)
