@@ -1,4 +1,4 @@
-"""Series for the receive benchmark: made once, sent again and again under new UIDs."""
+"""Series for the benchmarks: made once, sent again and again under new UIDs."""
 
 import itertools
 import os

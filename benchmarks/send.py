@@ -20,9 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-from pydicom.uid import generate_uid
-
+from benchmarks.instances import Scanner, write
 from dicom_node.network import scu
 from dicom_node.network.scu import Item, Timeouts
 from dicom_node.settings import PeerSettings
@@ -34,7 +32,7 @@ from tests.integration.partners import (
     listens,
     wait_for,
 )
-from tests.rigs import destination, make_instance, write_instance
+from tests.rigs import destination
 
 BURN = "while True: sum(range(10000))"
 
@@ -57,16 +55,12 @@ class Result:
 
 
 def write_images(folder: Path, count: int, side: int) -> list[Item]:
-    """Return new square images of noise as files."""
-    folder.mkdir(parents=True)
-    rng, series_uid, items = np.random.default_rng(1), generate_uid(), []
-    for number in range(1, count + 1):
-        uids = {"SOPInstanceUID": generate_uid(), "SeriesInstanceUID": series_uid}
-        dataset = make_instance(number, Rows=side, Columns=side, **uids)
-        dataset.PixelData = rng.integers(0, 4096, side * side, np.uint16).tobytes()
-        path = write_instance(folder, dataset)
-        items.append(Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
-    return items
+    """Return the slices of a new series as files."""
+    slices = Scanner(side, count).scan()
+    return [
+        Item(key=number, sop_uid=one.sop_uid, path=path)
+        for number, (one, path) in enumerate(zip(slices, write(slices, folder), strict=True), 1)
+    ]
 
 
 def shares(items: Sequence[Item], count: int) -> list[Sequence[Item]]:

@@ -140,7 +140,7 @@ def check_disk(store: Store, settings: Settings, now: datetime) -> None:
 def retain(store: Store, settings: Settings, now: datetime) -> None:
     """Delete the files whose time has come, a part of them at a time."""
     if settings.retention.enabled and retention.is_clock_doubtful(store, now):
-        log.warning("retention.waits", reason="the clock was set within the last day")
+        log.warning("retention.waits", reason=retention.CLOCK_DOUBTFUL)
     gone = list(retention.purge(store, settings, now, most_s=retention.MOST_S))
     telemetry.retention_unfinished.set(len(store.removals.unfinished()))
     if gone:

@@ -30,6 +30,7 @@ AGES = {  # the end of a job -> the setting that says how long its files are kep
 }
 CLOCK_STEP_S = 3600.0
 CLOCK_SETTLES = timedelta(days=1)
+CLOCK_DOUBTFUL = "the clock was set within the last day, or the node was off for more than a day"
 MOST_S = 15.0  # of one run of housekeeping, which a node that stops waits for
 
 log = telemetry.get_logger()

@@ -18,9 +18,7 @@ def purge(arguments: argparse.Namespace) -> None:
     with opened(settings) as store:
         now = datetime.now(UTC)
         if retention.is_clock_doubtful(store, now):
-            raise Refused(
-                "nothing may go: the clock was set within the last day, or the node was off"
-            )
+            raise Refused(f"nothing may go: {retention.CLOCK_DOUBTFUL}")
         gone = list(retention.purge(store, settings, now, dry=arguments.dry_run))
     files, size = (sum(getattr(one.lot, name) for one in gone) for name in ("files", "bytes"))
     if arguments.json:

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance, NodeError, StoreUnavailable
+from dicom_node.errors import ConflictingInstance, InstanceRejected, NodeError, StoreUnavailable
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
@@ -101,15 +101,25 @@ def record_all(database: Database, batch: Sequence[Arrival]) -> Sequence[Recorde
 
 
 def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
-    """Return what became of one instance, in a transaction of its own."""
+    """Return what became of one instance, in a transaction of its own.
+
+    What the database will never keep is a refusal of the instance. Its words may quote values, so
+    only their kind is told.
+    """
     try:
         for _ in range(2):
             # PostgreSQL: another process may make the series meanwhile, and then the instance.
             with suppress(sa.exc.IntegrityError):
                 return record(database, [arrival])[0]
         return record(database, [arrival])[0]
-    except (sa.exc.SQLAlchemyError, NodeError) as error:
+    except NodeError as error:
         return error
+    except sa.exc.SQLAlchemyError as error:
+        kind = type(getattr(error, "orig", None) or error).__name__
+        uid = arrival[0].sop_uid
+        refusal = InstanceRejected(f"the database cannot keep SOP instance {uid}: {kind}")
+        refusal.__cause__ = error
+        return refusal
 
 
 def record(database: Database, batch: Sequence[Arrival]) -> list[Recorded | Exception]:

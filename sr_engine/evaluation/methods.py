@@ -48,6 +48,32 @@ class Method:
     steps: int
 
 
+class Stacks:
+    """The three stacks of the last input, so that what differs later only is not predicted again.
+
+    A single axis, the fusion of all three and the result without data consistency differ in what
+    happens to the same stacks.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._stacks: list[np.ndarray] = []
+        self.reused = False
+
+    def predict(
+        self, given: NetworkInput, bundle: Bundle, *, axes: Sequence[int], **options: Any
+    ) -> list[np.ndarray]:
+        """Return what `predict_triaxial` gives for those axes."""
+        guidance = (given.bias_log is None, given.displacement_mm is None)
+        content = zlib.crc32(given.volume.tobytes())
+        key = (bundle.sha256, options["steps"], options["seed"], content, given.noise, guidance)
+        self.reused = key == self._key
+        if not self.reused:
+            self._stacks = predict_triaxial(given, bundle, axes=(0, 1, 2), **options)
+            self._key = key
+        return [self._stacks[axis].copy() for axis in axes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tools:
     """The weights that are compared, by role, and where they run."""
@@ -56,7 +82,7 @@ class Tools:
     steps: int
     teacher_steps: int
     device: str
-    stacks: "Stacks" = field(default_factory=lambda: Stacks())
+    stacks: Stacks = field(default_factory=Stacks)
 
     def method(self, name: str) -> Method:
         """Return the method `name`.
@@ -138,32 +164,6 @@ def run_method(method: Method, low: Volume, reference: Volume, tools: Tools) -> 
         report=result.report if result else None,
         g_known=bool(result and result.gradient.valid),
     )
-
-
-class Stacks:
-    """The three stacks of the last input, so that what differs later only is not predicted again.
-
-    A single axis, the fusion of all three and the result without data consistency differ in what
-    happens to the same stacks.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
-        self._stacks: list[np.ndarray] = []
-        self.reused = False
-
-    def predict(
-        self, given: NetworkInput, bundle: Bundle, *, axes: Sequence[int], **options: Any
-    ) -> list[np.ndarray]:
-        """Return what `predict_triaxial` gives for those axes."""
-        guidance = (given.bias_log is None, given.displacement_mm is None)
-        content = zlib.crc32(given.volume.tobytes())
-        key = (bundle.sha256, options["steps"], options["seed"], content, given.noise, guidance)
-        self.reused = key == self._key
-        if not self.reused:
-            self._stacks = predict_triaxial(given, bundle, axes=(0, 1, 2), **options)
-            self._key = key
-        return [self._stacks[axis].copy() for axis in axes]
 
 
 def _enhanced(

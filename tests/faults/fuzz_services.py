@@ -50,6 +50,12 @@ def _referenced(rng: random.Random) -> bytes:
     return b"\xfe\xff\x00\xe0" + struct.pack("<L", len(inner)) + inner
 
 
+def some_instance(rng: random.Random) -> bytes:
+    """Return the well-known SOP instance, now and then a hostile UID."""
+    known = wire.COMMITMENT_INSTANCE
+    return wire.even(rng.choice((known, known, *wire.HOSTILE_UIDS)).encode("latin-1"))
+
+
 def action(rng: random.Random) -> Exchange:
     """Return an N-ACTION-RQ."""
     elements = [
@@ -57,14 +63,7 @@ def action(rng: random.Random) -> Exchange:
         (0x0100, wire.us(0x0130)),
         (0x0110, wire.us(5)),
         (0x0800, wire.us(1)),
-        (
-            0x1001,
-            wire.even(
-                rng.choice(
-                    (wire.COMMITMENT_INSTANCE, wire.COMMITMENT_INSTANCE, *wire.HOSTILE_UIDS)
-                ).encode("latin-1")
-            ),
-        ),
+        (0x1001, some_instance(rng)),
         (0x1008, wire.us(rng.choice((1, 1, 1, 0, 2, 65535)))),
     ]
     return _about_commitment("action", elements, rng)
@@ -77,14 +76,7 @@ def report(rng: random.Random) -> Exchange:
         (0x0100, wire.us(0x0100)),
         (0x0110, wire.us(6)),
         (0x0800, wire.us(1)),
-        (
-            0x1000,
-            wire.even(
-                rng.choice(
-                    (wire.COMMITMENT_INSTANCE, wire.COMMITMENT_INSTANCE, *wire.HOSTILE_UIDS)
-                ).encode("latin-1")
-            ),
-        ),
+        (0x1000, some_instance(rng)),
         (0x1002, wire.us(rng.choice((1, 2, 2, 0, 3, 65535)))),
     ]
     return _about_commitment("report", elements, rng)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance
+from dicom_node.errors import ConflictingInstance, InstanceRejected
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
 from dicom_node.store.arrivals import record_all
@@ -105,7 +105,10 @@ def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(store, ne
 
     found = record_all(store.database, [(new, now) for new in batch])
 
-    assert isinstance(found[1], sa.exc.SQLAlchemyError)
+    refusal = found[1]
+    assert isinstance(refusal, InstanceRejected) and refusal.status == 0xC000
+    assert batch[1].sop_uid in str(refusal) and "\n" not in str(refusal)
+    assert isinstance(refusal.__cause__, sa.exc.SQLAlchemyError)
     assert [found[0].outcome, found[2].outcome] == ["new"] * 2
     assert store.ledger().acknowledged == 2
 
