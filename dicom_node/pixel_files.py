@@ -18,6 +18,7 @@ from dicom_node.together import Together
 
 UID = re.compile(r"[0-9.]{1,64}")
 LOCK_STRIPES = 256
+FOLDERS_LOCK = f"{LOCK_STRIPES:03d}"  # behind those of the instances, which are held meanwhile
 
 
 def sha256_of(path: Path) -> str | None:
@@ -143,7 +144,7 @@ class PixelFiles:
             )
 
     def _make_folder(self, folder: Path) -> None:
-        with open(self._locks / "folders", "ab") as lock:
+        with open(self._locks / FOLDERS_LOCK, "ab") as lock:
             # Retention removes folders: who finds one again must not be faster than its fsync.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder in self._durable and folder.is_dir():

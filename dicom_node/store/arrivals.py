@@ -112,14 +112,13 @@ def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
             with suppress(sa.exc.IntegrityError):
                 return record(database, [arrival])[0]
         return record(database, [arrival])[0]
-    except NodeError as error:
-        return error
-    except sa.exc.SQLAlchemyError as error:
-        kind = type(getattr(error, "orig", None) or error).__name__
-        uid = arrival[0].sop_uid
+    except sa.exc.DBAPIError as error:
+        uid, kind = arrival[0].sop_uid, type(error.orig).__name__
         refusal = InstanceRejected(f"the database cannot keep SOP instance {uid}: {kind}")
         refusal.__cause__ = error
         return refusal
+    except (sa.exc.SQLAlchemyError, NodeError) as error:  # the first: a mistake of ours
+        return error
 
 
 def record(database: Database, batch: Sequence[Arrival]) -> list[Recorded | Exception]:
