@@ -40,17 +40,31 @@ class Account:
 
 
 def digest(content: Path | bytes | Dataset) -> str:
-    """Return the SHA-256 of a data set, whatever its transfer syntax and file meta information."""
+    """Return the SHA-256 of a data set, however it was encoded on the way.
+
+    Transfer syntax, file meta information and the lengths of sequences are the sender's affair.
+    """
     if isinstance(content, Dataset):
         dataset = Dataset(content)
     else:
         file = BytesIO(content) if isinstance(content, bytes) else content
         dataset = Dataset(pydicom.dcmread(file))
+    _with_defined_lengths(dataset)
     buffer = BytesIO()
     pydicom.dcmwrite(
         buffer, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False
     )
     return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _with_defined_lengths(dataset: Dataset) -> None:
+    """Let all sequences and their items be written with their length: dcmtk sends them so."""
+    for element in dataset:
+        if element.VR == "SQ":
+            element.is_undefined_length = False
+            for item in element.value:
+                item.is_undefined_length_sequence_item = False
+                _with_defined_lengths(item)
 
 
 def holdings(pacs: Any) -> Holdings:

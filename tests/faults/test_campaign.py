@@ -8,11 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
 
 from dicom_node.network import scu
 from dicom_node.store import open_store
 from tests.dicom_node.test_service import Running
 from tests.faults import clock, kill9, migration, network, pacs_down, sqlite_lock
+from tests.faults.accounts import digest
 from tests.faults.families import FAMILIES
 from tests.faults.ledger import ROOT, together
 from tests.faults.report import LEDGER, PAGE, render
@@ -27,6 +29,19 @@ def test_nothing_is_lost_by_kill_9_of_service_and_workers(programs, tmp_path):
 
     assert row.count >= 10 and row.account.instances > 0
     assert row.violations == 0, row.document()
+
+
+def test_an_instance_is_compared_however_it_was_encoded():
+    dataset = Dataset()
+    dataset.PatientID = "1"
+    dataset.ReferencedImageSequence = [Dataset()]
+    dataset.ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+    as_sent = digest(dataset)
+    dataset["ReferencedImageSequence"].is_undefined_length = True
+
+    assert digest(dataset) == as_sent
+    dataset.ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.4"
+    assert digest(dataset) != as_sent
 
 
 def test_every_process_dies_in_every_state_by_its_share():
