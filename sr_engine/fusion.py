@@ -17,8 +17,28 @@ class Fused:
     spread: np.ndarray
 
 
-def fuse(stacks: Sequence[np.ndarray]) -> Fused:
-    """Return the plain mean of the stacks; a single stack has no spread.
+def axis_weights(ratio: Sequence[float], axes: Sequence[int]) -> list[float]:
+    """Return the weight of the stack of each axis: the inverse square of its acquired voxel size.
+
+    Across its slices the network sees only a few neighbours, within them everything. Slices cut
+    as a thick-slice scan acquired them therefore tell least of what lies between. An isotropic
+    scan gets the plain mean.
+
+    Parameters
+    ----------
+    ratio
+        Acquired over target voxel size along the array axes.
+    """
+    return [min(ratio) ** 2 / ratio[axis] ** 2 for axis in axes]
+
+
+def fuse(stacks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> Fused:
+    """Return the mean of the stacks, weighted or plain; a single stack has no spread.
+
+    Parameters
+    ----------
+    weights
+        Above zero, of any sum; None for the plain mean.
 
     Raises
     ------
@@ -29,12 +49,13 @@ def fuse(stacks: Sequence[np.ndarray]) -> Fused:
     if len(shapes) != 1:
         raise GeometryError(f"only stacks on one grid can be fused, not {sorted(shapes)}")
     mean, spread = (np.empty(stacks[0].shape, np.float32) for _ in range(2))
-    share = np.float32(1 / len(stacks))
+    share = np.ones(len(stacks)) if weights is None else np.asarray(weights, float)
+    share = (share / share.sum()).astype(np.float32)
 
     def plane(piece: slice) -> None:
         planes = np.stack([stack[piece] for stack in stacks]).astype(np.float32)
-        mean[piece] = planes.sum(axis=0) * share
-        spread[piece] = np.sqrt(((planes - mean[piece]) ** 2).sum(axis=0) * share)
+        mean[piece] = np.tensordot(share, planes, axes=1)
+        spread[piece] = np.sqrt(np.tensordot(share, (planes - mean[piece]) ** 2, axes=1))
 
     in_pieces(plane, len(mean))
     return Fused(mean=mean, spread=spread)

@@ -16,7 +16,7 @@ from sr_engine import __version__
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries, read_series
 from sr_engine.dicom.writer import JobIdentity, WrittenSeries, write_series
-from sr_engine.fusion import Fused, fuse
+from sr_engine.fusion import Fused, axis_weights, fuse
 from sr_engine.inference import MEMORY_MIB, NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
 from sr_engine.physics.bias_field import estimate_bias_field
@@ -169,12 +169,13 @@ def enhance_volume(
             profile=_profile_names(acquired),
             noise=noise.sigma,
         )
+    axes = (0, 1, 2) if recipe.triaxial else (0,)
     with stages.stage("student"):
         stacks = predict(
             given,
             bundle,
             steps=recipe.steps,
-            axes=(0, 1, 2) if recipe.triaxial else (0,),
+            axes=axes,
             device=device,
             seed=recipe.seed,
             memory_mib=memory_mib,
@@ -182,7 +183,8 @@ def enhance_volume(
         )
     progress("consistency", 0.9)
     with stages.stage("consistency"):
-        fused = fuse(stacks)
+        weights = axis_weights(given.ratio, axes) if recipe.weighted_fusion else None
+        fused = fuse(stacks, weights)
         model = AcquisitionModel.from_grids(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )

@@ -33,6 +33,7 @@ class Recipe:
     correct_bias: bool = False  # divide the output by the field: contrast is no longer the input's
     correct_distortion: bool = False  # warp the output: geometry is no longer the input's
     triaxial: bool = True
+    weighted_fusion: bool = True  # False: the plain mean over the axes
     synthetic_data: bool = True  # (0008,001C) SyntheticData YES on what we write
     keep_scanner_manufacturer: bool = False  # some hanging protocols key on Manufacturer
     content_qualification: str = "RESEARCH"

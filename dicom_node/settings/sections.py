@@ -160,6 +160,7 @@ class EngineSettings(Section):
     correct_bias: bool = False
     correct_distortion: bool = False
     triaxial: bool = True
+    weighted_fusion: bool = True
     synthetic_data: bool = True
     keep_scanner_manufacturer: bool = False
     content_qualification: str = "RESEARCH"

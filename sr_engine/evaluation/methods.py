@@ -1,9 +1,9 @@
 """The methods that are compared: the engine as it ships, with a part switched off, and the peers.
 
 ``student``, ``regression`` and ``teacher`` are weight files. ``axis0`` .. ``axis2``,
-``no-consistency``, ``no-b`` and ``no-g`` are the student with one part switched off. Other weight
-files can be given other names, e.g. stages of the distillation. All take a number of steps,
-``student@4``. ``cubic`` and ``zerofill`` are the linear methods: the line to beat.
+``plain-mean``, ``no-consistency``, ``no-b`` and ``no-g`` are the student with one part switched
+off. Other weight files can be given other names, e.g. stages of the distillation. All take a
+number of steps, ``student@4``. ``cubic`` and ``zerofill`` are the linear methods: the line to beat.
 """
 
 import time
@@ -29,6 +29,7 @@ LINEAR = ("cubic", "zerofill")
 ROLES = ("student", "regression", "teacher")
 AXES = ("axis0", "axis1", "axis2")
 SWITCHED_OFF: dict[str, dict[str, Any]] = {
+    "plain-mean": {"weighted_fusion": False},
     "no-consistency": {"data_consistency": False},
     "no-b": {"use_bias_field": False},
     "no-g": {"use_gradient_map": False},
@@ -176,10 +177,12 @@ def _enhanced(
             options["axes"] = (AXES.index(method.kind),)
         return tools.stacks.predict(given, bundle, **options)
 
+    single = {"weighted_fusion": False} if method.kind in AXES else {}
+    switched_off = SWITCHED_OFF.get(method.kind, single)
     result = enhance_volume(
         low,
         acquired_of_volume(low),
-        Recipe(steps=method.steps, **SWITCHED_OFF.get(method.kind, {})),
+        Recipe(steps=method.steps, **switched_off),
         tools.bundles[method.role],
         like=grid,
         device=tools.device,

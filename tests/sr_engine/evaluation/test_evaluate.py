@@ -62,10 +62,9 @@ def report(data, identity, disturbed, tmp_path_factory):
     arguments = ["evaluate", "--data", data, "--out", out, "--inputs", "iso2_snr25,iso1.0_snr25"]
     arguments += ["--weights", disturbed, "--regression", identity, "--teacher", disturbed]
     arguments += ["--also", f"stage2={disturbed}"]
-    methods = (
-        "student,student@2,stage2,axis0,axis1,axis2,no-consistency,no-b,no-g,regression,teacher"
-    )
-    arguments += ["--methods", f"{methods},cubic,zerofill", "--teacher-steps", 2, "--blobs", 2]
+    methods = "student,student@2,stage2,axis0,axis1,axis2,plain-mean,no-consistency,no-b,no-g"
+    methods += ",regression,teacher,cubic,zerofill"
+    arguments += ["--methods", methods, "--teacher-steps", 2, "--blobs", 2]
     assert main([str(argument) for argument in arguments]) == 0
     return out, json.loads(out.read_text())
 
@@ -76,7 +75,7 @@ def by_method(report) -> dict:
 
 def test_every_method_has_a_row_and_a_mean_of_inputs_coarser_than_the_reference(report):
     rows = by_method(report)
-    assert len(rows) == len(report[1]["rows"]) == len(report[1]["means"]) == 13
+    assert len(rows) == len(report[1]["rows"]) == len(report[1]["means"]) == 14
     assert {row["input"] for row in rows.values()} == {"iso2_snr25"}
     assert rows["student@2"]["steps"] == 2 and rows["teacher"]["steps"] == 2
     assert rows["cubic"]["weights"] == "" and len(rows["student"]["weights"]) == 16
@@ -90,6 +89,7 @@ def test_an_ablation_differs_from_the_student_where_something_was_switched_off(r
         assert difference == pytest.approx(rows[method]["psnr_db"] - student, abs=1e-3)
     assert len({rows[f"axis{a}"]["psnr_db"] for a in range(3)}) > 1
     assert rows["stage2"]["psnr_db_over_student"] == 0
+    assert rows["plain-mean"]["psnr_db_over_student"] == 0  # of an isotropic input
     # Nobody waits for the network where its part of the result was there already.
     assert rows["axis0"]["seconds"] is None and rows["student@2"]["seconds"] > 0
     assert rows["no-g"]["psnr_db_over_student"] == 0 and not rows["no-g"]["g_known"]
@@ -133,7 +133,7 @@ def test_rows_that_are_there_are_not_made_again_unless_the_weights_are_others(
     assert "all rows are there" in said[0]
     assert json.loads(before)["means"] == json.loads(out.read_text())["means"]
     renewed = again(identity)
-    assert len(renewed["rows"]) == 13
+    assert len(renewed["rows"]) == 14
     weights = {row["method"]: row["weights"] for row in renewed["rows"]}
     assert weights["student"] == weights["regression"] != weights["axis0"]
     out.write_text(before)
