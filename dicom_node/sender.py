@@ -7,6 +7,7 @@ Where a destination is configured with storage commitment, it is then asked for 
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +15,7 @@ from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
 from dicom_node.network import scu
 from dicom_node.network.commitment import Answer, Reports, Request, ask, new_uid
+from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.query import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
@@ -30,6 +32,30 @@ log = telemetry.get_logger()
 def utc_now() -> datetime:
     """Return the present instant."""
     return datetime.now(UTC)
+
+
+class Lanes:
+    """How many associations are open to all destinations together.
+
+    Each destination always has one, so that none waits for a silent one; what it may have besides
+    is bounded.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, wanted: int) -> Iterator[int]:
+        """Yield how many of `wanted` associations there may be, at least one."""
+        with self._lock:
+            granted = max(1, min(wanted, self._left))
+            self._left -= granted
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._left += granted
 
 
 class Sender:
@@ -55,6 +81,7 @@ class Sender:
         self._reports = Reports(store, settings, clock, self._rng)
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
+        self._lanes = Lanes(settings.sending.max_associations)
         self._loop: threading.Thread | None = None
 
     def start(self) -> None:
@@ -133,7 +160,7 @@ class Sender:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
         task = self._without_present(task, peer) if peer.query else task
-        outcomes = list(self._send(task, peer))
+        outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
             self._finish_failed(task, peer, failed)
@@ -145,8 +172,8 @@ class Sender:
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
-    def _send(self, task: DeliveryTask, peer: PeerSettings) -> Iterator[scu.Outcome]:
-        """Yield the outcomes, after each status is on record."""
+    def _send(self, task: DeliveryTask, peer: PeerSettings) -> list[scu.Outcome]:
+        """Return the outcomes; each is on record before its association goes on."""
         items = [
             scu.Item(
                 key=each.derived_instance_id,
@@ -156,36 +183,40 @@ class Sender:
             )
             for each in task.instances
         ]
-        for outcome in scu.send(
-            items,
-            peer,
-            self._settings.node.ae_title,
+        terms = scu.Terms(
+            peer=peer,
+            calling_ae=self._settings.node.ae_title,
             timeouts=self._limits(),
             proceed=lambda: self._may_send() and self._is_wanted(task),
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
-        ):
-            if not isinstance(outcome.fault, Fault):
-                self._store.deliveries.record_status(
-                    task.delivery_id, outcome.item.key, outcome.fault, self._clock()
-                )
-            if outcome.verdict is not Verdict.SENT:
-                log.warning(
-                    "delivery.instance",
-                    delivery=task.delivery_id,
-                    destination=peer.name,
-                    sop=outcome.item.sop_uid,
-                    outcome=outcome.verdict.value,
-                    reason=describe(outcome.fault),
-                )
-            yield outcome
+        )
+        with self._lanes.open(peer.associations) as associations:
+            return scu.send_side_by_side(
+                items, terms, associations, lambda outcome: self._note_outcome(task, peer, outcome)
+            )
+
+    def _note_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
+        """Put on record what became of one instance."""
+        self._store.deliveries.record_status(
+            task.delivery_id, outcome.item.key, outcome.fault, self._clock()
+        )
+        if outcome.verdict is not Verdict.SENT:
+            log.warning(
+                "delivery.instance",
+                delivery=task.delivery_id,
+                destination=peer.name,
+                sop=outcome.item.sop_uid,
+                outcome=outcome.verdict.value,
+                reason=describe(outcome.fault),
+            )
 
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""
         title = self._settings.node.ae_title
         try:
             there = instances_at(peer, title, task.study_uid, task.series_uid, self._limits())
-        except scu.AssociationFault as fault:  # it can only spare a resend
+        except AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task
         present = [each.sop_uid for each in task.instances if each.sop_uid in there]
@@ -193,8 +224,8 @@ class Sender:
         missing = tuple(each for each in task.instances if each.sop_uid not in there)
         return replace(task, instances=missing)
 
-    def _limits(self) -> scu.Timeouts:
-        return scu.Timeouts(
+    def _limits(self) -> Timeouts:
+        return Timeouts(
             association_s=self._settings.node.acse_timeout_s,
             reply_s=self._settings.sending.timeout_s,
             tls=self._tls,

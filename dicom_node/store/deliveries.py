@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import UnknownJob
-from dicom_node.retry import Verdict, classify
+from dicom_node.errors import StoreUnavailable, UnknownJob
+from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.jobs import PRIORITIES
 from dicom_node.store.moves import locked_job, move
+from dicom_node.together import Together
 
 PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
 STATE_AFTER = {
@@ -49,12 +51,17 @@ class DeliveryTask:
     instances: tuple[DeliveryInstance, ...]
 
 
+# Delivery, derived instance, what the destination said (or why it said nothing), and when.
+Said = tuple[int, int, int | Fault, datetime]
+
+
 class DeliveryStore:
     """Deliveries of published results."""
 
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
+        self._recording: Together[Said, None] = Together(partial(record_all, database))
 
     def due(self, now: datetime) -> list[DeliveryTask]:
         """Return the deliveries to try now, urgent ones first, with what is not yet sent."""
@@ -73,20 +80,13 @@ class DeliveryStore:
             return [to_task(row, unsent(connection, row.id)) for row in rows]
 
     def record_status(
-        self, delivery_id: int, derived_instance_id: int, status: int, now: datetime
+        self, delivery_id: int, derived_instance_id: int, status: int | Fault, now: datetime
     ) -> None:
-        """Keep the status that the destination gave to one instance; success or warning is sent."""
-        part = schema.delivery_instance
-        stored = STATE_AFTER[classify(status).verdict] == SENT
-        values: dict[str, Any] = {"status": status} | ({"sent_at": now} if stored else {})
-        this = (part.c.delivery_id == delivery_id) & (
-            part.c.derived_instance_id == derived_instance_id
-        )
-        with self._database.transaction() as work:
-            if work.execute(sa.update(part).where(this).values(**values)).rowcount != 1:
-                raise UnknownJob(
-                    f"delivery {delivery_id} has no derived instance {derived_instance_id}"
-                )
+        """Keep what the destination said to one instance; success or warning is sent.
+
+        Several associations that have their answers at the same time share one commit.
+        """
+        self._recording.do((delivery_id, derived_instance_id, status, now))
 
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""
@@ -152,6 +152,50 @@ class DeliveryStore:
         query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
         with self._database.reading() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+# Built once, see `arrivals`.
+RECORD = (
+    sa.update(schema.delivery_instance)
+    .where(
+        schema.delivery_instance.c.delivery_id == sa.bindparam("delivery"),
+        schema.delivery_instance.c.derived_instance_id == sa.bindparam("instance"),
+    )
+    .values(
+        status=sa.bindparam("status"),
+        fault=sa.bindparam("fault"),
+        sent_at=sa.func.coalesce(
+            sa.bindparam("at", type_=schema.UtcDateTime), schema.delivery_instance.c.sent_at
+        ),
+    )
+)
+
+
+def record_all(
+    database: Database, batch: Sequence[Said]
+) -> Sequence[None | StoreUnavailable | UnknownJob]:
+    """Return what became of keeping each answer, all in one transaction."""
+    try:
+        with database.transaction() as work:
+            return [record_one(work, said) for said in batch]
+    except StoreUnavailable as error:
+        return [StoreUnavailable(str(error)) for _ in batch]
+
+
+def record_one(work: Work, said: Said) -> UnknownJob | None:
+    """Keep one answer; return what is wrong with it."""
+    delivery_id, instance_id, status, now = said
+    silent = isinstance(status, Fault)
+    values = {
+        "delivery": delivery_id,
+        "instance": instance_id,
+        "status": None if silent else status,
+        "fault": status if silent else None,
+        "at": now if STATE_AFTER[classify(status).verdict] == SENT else None,
+    }
+    if work.connection.execute(RECORD, values).rowcount == 1:
+        return None
+    return UnknownJob(f"delivery {delivery_id} has no derived instance {instance_id}")
 
 
 def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> DeliveryTask:
