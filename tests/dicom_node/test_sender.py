@@ -16,7 +16,7 @@ import pytest
 
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.pixel_files import sha256_of
-from dicom_node.sender import Sender
+from dicom_node.sender import Lanes, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
@@ -317,7 +317,7 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
 CRASHING = """
 import sys
 from pathlib import Path
-from dicom_node.sender import Sender
+from dicom_node.sender import Lanes, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import open_store
 settings = Settings.model_validate_json(sys.stdin.read())
@@ -375,3 +375,45 @@ def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):
 
     assert "not accepted" in delivery(store, job_id)["reason"]
     assert store.jobs.get(job_id).state == "DEAD"
+
+
+def test_a_delivery_goes_over_as_many_associations_as_its_destination_takes(store, tmp_path):
+    job_id = publish(store, tmp_path / "a", count=40)
+    barrier, associations = threading.Barrier(3), set()
+
+    def together(event):
+        if event.assoc not in associations:
+            associations.add(event.assoc)
+            barrier.wait(20)
+        return 0x0000
+
+    with pacs(together) as peer:
+        settings = settings_for(tmp_path, ("pacs", "PACS", peer.port), max_associations=3)
+        wide = settings.peer("pacs").model_copy(update={"associations": 8})
+        Sender(store, settings.model_copy(update={"peers": (wide,)}), clock=lambda: NOW).run_once(
+            NOW
+        )
+
+    assert len(associations) == 3
+    assert store.series.listing()[0]["deliveries"][0]["sent"] == 40
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_every_destination_has_an_association_and_what_is_left_is_shared():
+    lanes = Lanes(4)
+    with lanes.open(3) as first, lanes.open(3) as second, lanes.open(3) as third:
+        assert (first, second, third) == (3, 1, 1)
+    with lanes.open(9) as alone:
+        assert alone == 4
+
+
+def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
+    publish(store, tmp_path / "a")
+    tasks = store.deliveries.due(NOW)
+    tasks[0].instances[0].path.unlink()
+    tasks[0].instances[1].path.write_bytes(b"altered")
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
+
+    [figures] = store.series.listing()[0]["deliveries"]
+    assert (figures["sent"], figures["failed"]) == (2, 2)

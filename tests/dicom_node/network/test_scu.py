@@ -10,12 +10,14 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossl
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage
 
-from dicom_node.content import split_file
+from dicom_node.content import as_file, split_file
+from dicom_node.errors import StoreUnavailable
 from dicom_node.network import scu, transport
 from dicom_node.network.archive import LoopbackArchive
-from dicom_node.network.scu import AssociationFault, Item, Timeouts, send
+from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.scu import Item, Terms, send, send_side_by_side
 from dicom_node.retry import Fault, Verdict
-from tests.rigs import destination, make_instance, pacs, write_instance, write_series
+from tests.rigs import MR, destination, make_instance, pacs, write_instance, write_series
 
 HASTY = Timeouts(connect_s=2.0, association_s=2.0, reply_s=2.0)
 
@@ -218,3 +220,113 @@ def test_echo_says_why_there_is_no_answer():
         probe.bind(("127.0.0.1", 0))
         with pytest.raises(AssociationFault, match="unreachable: 127.0.0.1"):
             scu.echo(destination(probe.getsockname()[1]), "SRNODE")
+
+
+def terms(peer, **values):
+    return Terms(peer=peer, calling_ae="SRNODE", timeouts=HASTY, **values)
+
+
+class Company:
+    """Handlers of a peer that waits until so many associations have something to say."""
+
+    def __init__(self, count):
+        self._barrier = threading.Barrier(count)
+        self.associations, self.seen = set(), []
+
+    def on_store(self, event):
+        self.seen.append(event.request.AffectedSOPInstanceUID)
+        if event.assoc not in self.associations:
+            self.associations.add(event.assoc)
+            self._barrier.wait(20)
+        return 0x0000
+
+
+def test_several_associations_share_a_series_and_each_instance_goes_once(tmp_path):
+    items, noted, company = write_series(tmp_path / "b", 40), [], Company(4)
+
+    with pacs(company.on_store) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, noted.append)
+
+    assert len(company.associations) == 4
+    assert Counter(company.seen) == Counter(item.sop_uid for item in items)
+    assert Counter(each.item.key for each in outcomes) == Counter(item.key for item in items)
+    assert {each.fault for each in outcomes} == {0} and len(noted) == 40
+
+
+def test_few_instances_go_over_one_association(items):
+    associations = set()
+
+    with pacs(lambda event: associations.add(event.assoc) or 0) as peer:
+        assert len(send_side_by_side(items, terms(peer), 8, lambda outcome: None)) == 4
+
+    assert len(associations) == 1
+
+
+def test_archive_that_takes_one_association_gets_everything_over_it(tmp_path):
+    items, calls, lock = write_series(tmp_path / "b", 40), [], threading.Lock()
+
+    def reject_all_but_one(event):
+        with lock:
+            calls.append(event.assoc)
+        if event.assoc is not calls[0]:
+            event.assoc.acse.send_reject(2, 3, 2)
+            event.assoc.kill()
+
+    with pacs(requested=reject_all_but_one) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    assert len(calls) == 4
+    assert {each.item.key for each in outcomes} == {item.key for item in items}
+    assert {each.fault for each in outcomes} == {0}
+
+
+def test_archive_that_takes_none_is_one_fault(tmp_path):
+    items = write_series(tmp_path / "b", 40)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        peer = destination(probe.getsockname()[1])
+        [outcome] = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    assert outcome.fault is Fault.UNREACHABLE
+
+
+def test_instance_that_breaks_every_association_ends_all_of_them(tmp_path):
+    items, tries = write_series(tmp_path / "b", 40), []
+
+    def break_at_one(event):
+        if event.request.AffectedSOPInstanceUID == items[7].sop_uid:
+            tries.append(event.assoc)
+            event.assoc.abort()
+        return 0x0000
+
+    with pacs(break_at_one) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    [failed] = [each for each in outcomes if each.fault]
+    assert failed.item is items[7] and failed.fault is Fault.ABORTED
+    assert len({each.item.key for each in outcomes}) == len(outcomes)
+    assert scu.RESUMES < len(tries) <= scu.RESUMES + 4
+
+
+def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path):
+    items, noted = write_series(tmp_path / "b", 40), []
+
+    def full(outcome):
+        noted.append(outcome)
+        if len(noted) == 10:
+            raise StoreUnavailable("the disk is full")
+
+    with pacs() as peer, pytest.raises(StoreUnavailable, match="full"):
+        send_side_by_side(items, terms(peer), 4, full)
+
+    assert len(noted) < 20  # each association had one more under way
+
+
+def test_empty_data_set_is_no_instance(tmp_path):
+    path = tmp_path / "one.dcm"
+    path.write_bytes(as_file(MR, "1.2.3", ExplicitVRLittleEndian, b""))
+
+    with pacs() as peer:
+        [outcome] = send([Item(key=1, sop_uid="1.2.3", path=path)], peer, "SRNODE")
+
+    assert outcome.fault is Fault.NO_FILE
