@@ -1,4 +1,6 @@
-"""Deliveries: what is due goes out, each instance with its own status on record at once.
+"""Deliveries: what is due goes out, each instance with its own status on record.
+
+A status is written down while the next instance is on its way: a commit takes as long as an image.
 
 Where a destination is configured with storage commitment, it is then asked for its word; see
 `network.commitment` for the answers.
@@ -20,8 +22,8 @@ from dicom_node.network.query import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
-from dicom_node.states import JobState
 from dicom_node.store import DeliveryTask, Outstanding, Store
+from dicom_node.together import OneBehind
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
@@ -61,8 +63,8 @@ class Lanes:
 class Sender:
     """Sends due deliveries; every destination has a thread of its own, so none waits for another.
 
-    A crash loses nothing: what has no status on record is sent again, the same bytes under the
-    same UIDs.
+    A crash loses nothing: what has no status on record, two instances of each association at
+    most, is sent again, the same bytes under the same UIDs.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class Sender:
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
     def _send(self, task: DeliveryTask, peer: PeerSettings) -> list[scu.Outcome]:
-        """Return the outcomes; each is on record before its association goes on."""
+        """Return the outcomes; all of them are on record."""
         items = [
             scu.Item(
                 key=each.derived_instance_id,
@@ -187,20 +189,23 @@ class Sender:
             peer=peer,
             calling_ae=self._settings.node.ae_title,
             timeouts=self._limits(),
-            proceed=lambda: self._may_send() and self._is_wanted(task),
+            proceed=lambda: self._may_go_on(task),
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
         )
-        with self._lanes.open(peer.associations) as associations:
-            return scu.send_side_by_side(
-                items, terms, associations, lambda outcome: self._note_outcome(task, peer, outcome)
-            )
+        record = self._store.deliveries.record_status
+        with (
+            self._lanes.open(peer.associations) as associations,
+            OneBehind(record, associations) as behind,
+        ):
 
-    def _note_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
-        """Put on record what became of one instance."""
-        self._store.deliveries.record_status(
-            task.delivery_id, outcome.item.key, outcome.fault, self._clock()
-        )
+            def note(outcome: scu.Outcome) -> None:
+                behind.do(task.delivery_id, outcome.item.key, outcome.fault, self._clock())
+                self._log_outcome(task, peer, outcome)
+
+            return scu.send_side_by_side(items, terms, associations, note)
+
+    def _log_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
         if outcome.verdict is not Verdict.SENT:
             log.warning(
                 "delivery.instance",
@@ -281,9 +286,12 @@ class Sender:
         uid = answer.request.transaction_uid
         self._store.commitments.refuse(uid, reason, now, again)
 
-    def _is_wanted(self, task: DeliveryTask) -> bool:
-        """Return False once a late slice or a person has taken the result back."""
-        return self._store.jobs.get(task.job_id).state == JobState.DERIVED
+    def _may_go_on(self, task: DeliveryTask) -> bool:
+        """Return False once somebody has stopped all sending, or taken this result back."""
+        if self._stop.is_set():
+            return False
+        wanted, switch = self._store.deliveries.wanted(task.delivery_id, SWITCH)
+        return wanted and bool(self._settings.sending.enabled if switch is None else switch)
 
     def _finish_failed(
         self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[scu.Outcome]

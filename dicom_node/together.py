@@ -8,7 +8,8 @@ and a thread that is alone waits for nobody.
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Self, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -64,3 +65,34 @@ class Together(Generic[In, Out]):
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.outcome = outcome
                 ticket.done = True
+
+
+class OneBehind:
+    """Does for each of several threads what it would wait for, while the thread goes on.
+
+    A thread is never more than one call ahead: the next waits for the one before, and raises what
+    that has raised. At the end of the context everything is done.
+    """
+
+    def __init__(self, work: Callable[..., None], threads: int) -> None:
+        """Prepare to call `work` for so many threads."""
+        self._work = work
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="one-behind")
+        self._last: dict[int, Future[None]] = {}  # by thread
+
+    def do(self, *arguments: Any) -> None:
+        """Return when the work before is done and this is under way."""
+        mine = threading.get_ident()
+        before = self._last.pop(mine, None)
+        if before is not None:
+            before.result()
+        self._last[mine] = self._pool.submit(self._work, *arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            for last in self._last.values():
+                last.result()

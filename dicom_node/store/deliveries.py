@@ -88,6 +88,16 @@ class DeliveryStore:
         """
         self._recording.do((delivery_id, derived_instance_id, status, now))
 
+    def wanted(self, delivery_id: int, switch: str) -> tuple[bool, Any]:
+        """Return whether the delivery's job is still to be sent, and the value of a switch or None.
+
+        In one query, because it is asked before every instance: False once a late slice or a
+        person has taken the result back.
+        """
+        with self._database.reading() as connection:
+            state, value = connection.execute(WANTED, {"id": delivery_id, "switch": switch}).one()
+        return state == JobState.DERIVED, value
+
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""
         part, derived = schema.delivery_instance, schema.derived_instance
@@ -155,6 +165,16 @@ class DeliveryStore:
 
 
 # Built once, see `arrivals`.
+WANTED = (
+    sa.select(
+        schema.job.c.state,
+        sa.select(schema.switch.c.value)
+        .where(schema.switch.c.name == sa.bindparam("switch"))
+        .scalar_subquery(),
+    )
+    .join(schema.delivery, schema.delivery.c.job_id == schema.job.c.id)
+    .where(schema.delivery.c.id == sa.bindparam("id"))
+)
 RECORD = (
     sa.update(schema.delivery_instance)
     .where(

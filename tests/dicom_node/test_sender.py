@@ -326,7 +326,7 @@ sender.run_once(sender._clock())
 """
 
 
-def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, tmp_path):
+def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store, tmp_path):
     publish(store, tmp_path / "a", count=6)
 
     with LoopbackArchive(tmp_path / "archive") as archive:
@@ -348,7 +348,7 @@ def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, 
 
     assert set(after) >= set(before) and len(after) == 6
     assert set(after - before) == left
-    assert max(after.values()) <= 2 and sum(after.values()) <= 7
+    assert max(after.values()) <= 2 and sum(after.values()) <= 8  # two had no status on record
 
 
 def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dicom_node.together import SharedWorkFailed, Together
+from dicom_node.together import OneBehind, SharedWorkFailed, Together
 
 
 def run_all(together: Together, items: list[int]) -> dict[int, object]:
@@ -60,3 +60,33 @@ def test_alone_it_raises_what_the_work_raises():
 
     with pytest.raises(ValueError, match="broken"):
         Together(work).do(1)
+
+
+def test_a_thread_goes_on_while_its_last_work_is_done_but_is_never_two_ahead():
+    begun, may_end, done = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def work(item):
+        begun.release()
+        may_end.acquire(timeout=20)
+        done.append(item)
+
+    with OneBehind(work, threads=1) as behind:
+        behind.do(1)
+        assert begun.acquire(timeout=20) and done == []
+        may_end.release()
+        behind.do(2)
+        assert done == [1]
+        may_end.release()
+
+    assert done == [1, 2]
+
+
+def test_what_fails_behind_is_raised_by_the_next_call_or_at_the_end():
+    def work(item):
+        raise ValueError(item)
+
+    with pytest.raises(ValueError, match="first"), OneBehind(work, threads=1) as behind:
+        behind.do("first")
+        behind.do("second")
+    with pytest.raises(ValueError, match="last"), OneBehind(work, threads=1) as behind:
+        behind.do("last")
