@@ -1,6 +1,7 @@
 """Deliveries: what is due goes out, each instance with its own status on record.
 
-A status is written down while the next instance is on its way: a commit takes as long as an image.
+Statuses are written down while the next instances are on their way: a commit may take longer than
+an image.
 
 Where a destination is configured with storage commitment, it is then asked for its word; see
 `network.commitment` for the answers.
@@ -23,9 +24,10 @@ from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Store
-from dicom_node.together import OneBehind
+from dicom_node.together import Behind
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
+MOST_AHEAD = 4  # instances of an association that were answered and are not on record yet
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
@@ -63,8 +65,8 @@ class Lanes:
 class Sender:
     """Sends due deliveries; every destination has a thread of its own, so none waits for another.
 
-    A crash loses nothing: what has no status on record, two instances of each association at
-    most, is sent again, the same bytes under the same UIDs.
+    A crash loses nothing: what has no status on record, a few instances of each association, is
+    sent again, the same bytes under the same UIDs.
     """
 
     def __init__(
@@ -193,14 +195,14 @@ class Sender:
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
         )
-        record = self._store.deliveries.record_status
+        record = self._store.deliveries.record_all
         with (
             self._lanes.open(peer.associations) as associations,
-            OneBehind(record, associations) as behind,
+            Behind(record, MOST_AHEAD) as records,
         ):
 
             def note(outcome: scu.Outcome) -> None:
-                behind.do(task.delivery_id, outcome.item.key, outcome.fault, self._clock())
+                records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
                 self._log_outcome(task, peer, outcome)
 
             return scu.send_side_by_side(items, terms, associations, note)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.jobs import PRIORITIES
 from dicom_node.store.moves import locked_job, move
-from dicom_node.together import Together
 
 PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
 STATE_AFTER = {
@@ -61,7 +59,6 @@ class DeliveryStore:
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
-        self._recording: Together[Said, None] = Together(partial(record_all, database))
 
     def due(self, now: datetime) -> list[DeliveryTask]:
         """Return the deliveries to try now, urgent ones first, with what is not yet sent."""
@@ -82,11 +79,18 @@ class DeliveryStore:
     def record_status(
         self, delivery_id: int, derived_instance_id: int, status: int | Fault, now: datetime
     ) -> None:
-        """Keep what the destination said to one instance; success or warning is sent.
+        """Keep what the destination said to one instance; success or warning is sent."""
+        [failure] = self.record_all([(delivery_id, derived_instance_id, status, now)])
+        if failure:
+            raise failure
 
-        Several associations that have their answers at the same time share one commit.
-        """
-        self._recording.do((delivery_id, derived_instance_id, status, now))
+    def record_all(self, batch: Sequence[Said]) -> Sequence[None | StoreUnavailable | UnknownJob]:
+        """Keep what was said to many instances, all in one transaction; return what failed."""
+        try:
+            with self._database.transaction() as work:
+                return [record_one(work, said) for said in batch]
+        except StoreUnavailable as error:
+            return [error] * len(batch)
 
     def wanted(self, delivery_id: int, switch: str) -> tuple[bool, Any]:
         """Return whether the delivery's job is still to be sent, and the value of a switch or None.
@@ -189,17 +193,6 @@ RECORD = (
         ),
     )
 )
-
-
-def record_all(
-    database: Database, batch: Sequence[Said]
-) -> Sequence[None | StoreUnavailable | UnknownJob]:
-    """Return what became of keeping each answer, all in one transaction."""
-    try:
-        with database.transaction() as work:
-            return [record_one(work, said) for said in batch]
-    except StoreUnavailable as error:
-        return [StoreUnavailable(str(error)) for _ in batch]
 
 
 def record_one(work: Work, said: Said) -> UnknownJob | None:

@@ -7,7 +7,6 @@ import pytest
 from dicom_node.errors import UnknownJob
 from dicom_node.retry import Fault
 from dicom_node.states import JobState
-from dicom_node.store.deliveries import record_all
 
 MINUTE = timedelta(minutes=1)
 
@@ -164,7 +163,7 @@ def test_answers_that_come_together_are_each_on_record(store, published, now):
     answers = [(task.delivery_id, key, 0, now) for key in keys]
 
     unknown = (task.delivery_id, 99, 0, now)
-    *kept, refused = record_all(store.database, [*answers, unknown])
+    *kept, refused = store.deliveries.record_all([*answers, unknown])
 
     assert kept == [None] * len(keys) and isinstance(refused, UnknownJob)
     assert store.deliveries.due(now)[0].instances == ()
