@@ -19,10 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.instances import Scanner, write
 from dicom_node.network import scu
-from dicom_node.network.scu import Item, Timeouts
+from dicom_node.network.connecting import Timeouts
+from dicom_node.network.scu import Item
+from dicom_node.pixel_files import sha256_of
 from dicom_node.settings import PeerSettings
 from tests.integration.partners import (
     ENVIRONMENT,
@@ -58,7 +61,7 @@ def write_images(folder: Path, count: int, side: int) -> list[Item]:
     """Return the slices of a new series as files."""
     slices = Scanner(side, count).scan()
     return [
-        Item(key=number, sop_uid=one.sop_uid, path=path)
+        Item(key=number, sop_uid=one.sop_uid, path=path, sha256=sha256_of(path))
         for number, (one, path) in enumerate(zip(slices, write(slices, folder), strict=True), 1)
     ]
 
@@ -84,7 +87,8 @@ def with_storescu(items: Sequence[Item], peer: PeerSettings) -> int:
     return 0 if done.returncode == 0 else len(items)
 
 
-SENDERS: dict[str, Callable[[Sequence[Item], PeerSettings], int]] = {
+Send = Callable[[Sequence[Item], PeerSettings], int]
+SENDERS: dict[str, Send] = {
     "ours": with_ours,
     "storescu": with_storescu,
 }
@@ -92,23 +96,28 @@ SENDERS: dict[str, Callable[[Sequence[Item], PeerSettings], int]] = {
 
 def send(result: Result, items: Sequence[Item], peer: PeerSettings) -> None:
     """Send everything once, and add to the result."""
-    act = SENDERS[result.sender]
     started = time.monotonic()
-    with ThreadPoolExecutor(result.associations) as pool:
-        lost = list(pool.map(lambda share: act(share, peer), shares(items, result.associations)))
+    lost = at_once(SENDERS[result.sender], items, peer, result.associations)
     result.images_per_s.append(round(len(items) / (time.monotonic() - started), 1))
     result.sent += len(items)
-    result.lost += sum(lost)
+    result.lost += lost
+
+
+def at_once(act: Send, items: Sequence[Item], peer: PeerSettings, associations: int) -> int:
+    """Send the items over so many associations at a time; return how many came to nothing."""
+    with ThreadPoolExecutor(associations) as pool:
+        return sum(pool.map(lambda share: act(share, peer), shares(items, associations)))
 
 
 @contextmanager
-def storescp(folder: Path) -> Iterator[PeerSettings]:
-    """Run dcmtk's archive, which promises nothing."""
+def storescp(
+    folder: Path, *options: str, log: int | TextIO = subprocess.DEVNULL
+) -> Iterator[PeerSettings]:
+    """Run dcmtk's archive, which promises nothing; what it says goes to `log`."""
     folder.mkdir(parents=True)
     port = free_port()
-    command = [str(find_program("storescp")), "--fork", "-od", str(folder), str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=ENVIRONMENT, **quiet)
+    command = [str(find_program("storescp")), "--fork", *options, "-od", str(folder), str(port)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
     try:
         wait_for("storescp", lambda: listens(port), 20)
         yield destination(port, "STORESCP")

@@ -1,4 +1,7 @@
-"""Deliveries: what is due goes out, each instance with its own status on record at once.
+"""Deliveries: what is due goes out, each instance with its own status on record.
+
+Statuses are written down while the next instances are on their way: a commit may take longer than
+an image.
 
 Where a destination is configured with storage commitment, it is then asked for its word; see
 `network.commitment` for the answers.
@@ -7,6 +10,7 @@ Where a destination is configured with storage commitment, it is then asked for 
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,14 +18,16 @@ from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
 from dicom_node.network import scu
 from dicom_node.network.commitment import Answer, Reports, Request, ask, new_uid
+from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.query import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
-from dicom_node.states import JobState
 from dicom_node.store import DeliveryTask, Outstanding, Store
+from dicom_node.together import Behind
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
+MOST_AHEAD = 4  # instances of an association that were answered and are not on record yet
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
@@ -32,11 +38,35 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class Lanes:
+    """How many associations are open to all destinations together.
+
+    Each destination always has one, so that none waits for a silent one; what it may have besides
+    is bounded.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, wanted: int) -> Iterator[int]:
+        """Yield how many of `wanted` associations there may be, at least one."""
+        with self._lock:
+            granted = max(1, min(wanted, self._left))
+            self._left -= granted
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._left += granted
+
+
 class Sender:
     """Sends due deliveries; every destination has a thread of its own, so none waits for another.
 
-    A crash loses nothing: what has no status on record is sent again, the same bytes under the
-    same UIDs.
+    A crash loses nothing: what has no status on record, a few instances of each association, is
+    sent again, the same bytes under the same UIDs.
     """
 
     def __init__(
@@ -55,6 +85,7 @@ class Sender:
         self._reports = Reports(store, settings, clock, self._rng)
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
+        self._lanes = Lanes(settings.sending.max_associations)
         self._loop: threading.Thread | None = None
 
     def start(self) -> None:
@@ -133,7 +164,7 @@ class Sender:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
         task = self._without_present(task, peer) if peer.query else task
-        outcomes = list(self._send(task, peer))
+        outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
             self._finish_failed(task, peer, failed)
@@ -145,8 +176,8 @@ class Sender:
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
-    def _send(self, task: DeliveryTask, peer: PeerSettings) -> Iterator[scu.Outcome]:
-        """Yield the outcomes, after each status is on record."""
+    def _send(self, task: DeliveryTask, peer: PeerSettings) -> list[scu.Outcome]:
+        """Return the outcomes; all of them are on record."""
         items = [
             scu.Item(
                 key=each.derived_instance_id,
@@ -156,36 +187,43 @@ class Sender:
             )
             for each in task.instances
         ]
-        for outcome in scu.send(
-            items,
-            peer,
-            self._settings.node.ae_title,
+        terms = scu.Terms(
+            peer=peer,
+            calling_ae=self._settings.node.ae_title,
             timeouts=self._limits(),
-            proceed=lambda: self._may_send() and self._is_wanted(task),
+            proceed=lambda: self._may_go_on(task),
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
+        )
+        record = self._store.deliveries.record_all
+        with (
+            self._lanes.open(peer.associations) as associations,
+            Behind(record, MOST_AHEAD) as records,
         ):
-            if not isinstance(outcome.fault, Fault):
-                self._store.deliveries.record_status(
-                    task.delivery_id, outcome.item.key, outcome.fault, self._clock()
-                )
-            if outcome.verdict is not Verdict.SENT:
-                log.warning(
-                    "delivery.instance",
-                    delivery=task.delivery_id,
-                    destination=peer.name,
-                    sop=outcome.item.sop_uid,
-                    outcome=outcome.verdict.value,
-                    reason=describe(outcome.fault),
-                )
-            yield outcome
+
+            def note(outcome: scu.Outcome) -> None:
+                records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
+                self._log_outcome(task, peer, outcome)
+
+            return scu.send_side_by_side(items, terms, associations, note)
+
+    def _log_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
+        if outcome.verdict is not Verdict.SENT:
+            log.warning(
+                "delivery.instance",
+                delivery=task.delivery_id,
+                destination=peer.name,
+                sop=outcome.item.sop_uid,
+                outcome=outcome.verdict.value,
+                reason=describe(outcome.fault),
+            )
 
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""
         title = self._settings.node.ae_title
         try:
             there = instances_at(peer, title, task.study_uid, task.series_uid, self._limits())
-        except scu.AssociationFault as fault:  # it can only spare a resend
+        except AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task
         present = [each.sop_uid for each in task.instances if each.sop_uid in there]
@@ -193,8 +231,8 @@ class Sender:
         missing = tuple(each for each in task.instances if each.sop_uid not in there)
         return replace(task, instances=missing)
 
-    def _limits(self) -> scu.Timeouts:
-        return scu.Timeouts(
+    def _limits(self) -> Timeouts:
+        return Timeouts(
             association_s=self._settings.node.acse_timeout_s,
             reply_s=self._settings.sending.timeout_s,
             tls=self._tls,
@@ -250,9 +288,12 @@ class Sender:
         uid = answer.request.transaction_uid
         self._store.commitments.refuse(uid, reason, now, again)
 
-    def _is_wanted(self, task: DeliveryTask) -> bool:
-        """Return False once a late slice or a person has taken the result back."""
-        return self._store.jobs.get(task.job_id).state == JobState.DERIVED
+    def _may_go_on(self, task: DeliveryTask) -> bool:
+        """Return False once somebody has stopped all sending, or taken this result back."""
+        if self._stop.is_set():
+            return False
+        wanted, switch = self._store.deliveries.wanted(task.delivery_id, SWITCH)
+        return wanted and bool(self._settings.sending.enabled if switch is None else switch)
 
     def _finish_failed(
         self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[scu.Outcome]

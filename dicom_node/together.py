@@ -6,9 +6,9 @@ and a thread that is alone waits for nobody.
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -64,3 +64,68 @@ class Together(Generic[In, Out]):
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.outcome = outcome
                 ticket.done = True
+
+
+class Behind(Generic[In]):
+    """Does for several threads what they would wait for, while they go on.
+
+    What waits is done at once, in a thread of its own; `work` returns as for `Together`. The caller
+    of `do` waits only while so many of its own items as it may be ahead are not done. The first
+    failure ends it: every later call, and the end of the context, raises it. At that end everything
+    is done.
+    """
+
+    def __init__(
+        self, work: Callable[[Sequence[In]], Sequence[None | Exception]], ahead: int
+    ) -> None:
+        """Prepare to call `work`."""
+        self._work = work
+        self._ahead = ahead
+        self._waiting: list[tuple[int, In]] = []  # with the thread that each belongs to
+        self._open: Counter[int] = Counter()  # by thread: waiting, or under way
+        self._failure: Exception | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="behind", daemon=True)
+
+    def do(self, item: In) -> None:
+        """Take `item`, as soon as this thread is not too far ahead."""
+        mine = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._open[mine] < self._ahead)
+            if self._failure:
+                raise self._failure
+            self._open[mine] += 1
+            self._waiting.append((mine, item))
+            self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        if kind is None and self._failure:
+            raise self._failure
+
+    def _run(self) -> None:
+        while batch := self._next():
+            failed = SharedWorkFailed("work that was done behind failed")
+            outcomes: Sequence[None | Exception] = [failed]
+            try:
+                outcomes = self._work([item for _, item in batch])
+            finally:  # whatever happens, nobody waits for ever
+                with self._changed:
+                    self._open.subtract(thread for thread, _ in batch)
+                    self._failure = next((each for each in outcomes if each), self._failure)
+                    self._changed.notify_all()
+
+    def _next(self) -> list[tuple[int, In]]:
+        """Return what waits; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        return batch

@@ -28,7 +28,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from dicom_node import telemetry
 from dicom_node.content import PARSE_ERRORS
 from dicom_node.errors import NodeError, StoreUnavailable
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu
+from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.retry import Fault, backoff_s
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Reference, Report, Store
@@ -210,7 +211,7 @@ def set_requests_aside(event: Event) -> None:
 
     An archive may report before it answers the N-ACTION. pynetdicom takes the next message for the
     response, whatever it is; here it stays for the reactor. Bind it to EVT_CONN_OPEN, after
-    `scu.keep_replies`.
+    `pynetdicom_scu.keep_replies`.
     """
     dimse = event.assoc.dimse
     take = dimse.get_msg
@@ -234,7 +235,7 @@ def ask(
     calling_ae: str,
     take_report: Callable[[Event], tuple[int, None]],
     *,
-    timeouts: scu.Timeouts,
+    timeouts: Timeouts,
     wait_s: float = 0.0,
 ) -> Iterator[Answer]:
     """Yield an answer to each request as it comes; then stay `wait_s` for reports.
@@ -248,7 +249,7 @@ def ask(
             answered.append("report")
 
     try:
-        association = scu.associate(
+        association = pynetdicom_scu.associate(
             peer,
             calling_ae,
             [context()],
@@ -259,7 +260,7 @@ def ask(
                 (evt.EVT_DIMSE_SENT, note),
             ],
         )
-    except scu.AssociationFault as fault:
+    except AssociationFault as fault:
         yield from (Answer(request=each, fault=fault.fault) for each in requests)
         return
     accepted = 0
@@ -273,7 +274,7 @@ def ask(
             accepted += answer.fault == SUCCESS
         linger(association, wait_s, lambda: len(answered) >= accepted)
     finally:
-        scu.part(association)
+        pynetdicom_scu.part(association)
 
 
 def act(association: Association, request: Request, message_id: int) -> Answer:

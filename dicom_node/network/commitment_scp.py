@@ -23,7 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, StoreUnavailable, UnknownPeer
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu
 from dicom_node.network.commitment import (
     ALL_COMMITTED,
     NO_SUCH_INSTANCE,
@@ -37,6 +37,7 @@ from dicom_node.network.commitment import (
     reference_item,
     refusing_damage,
 )
+from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.tls import credentials
 from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, backoff_s, describe
@@ -113,8 +114,8 @@ class CommitmentScp:
         number = self._store.debts.accept(
             peer.name, wanted.transaction_uid, wanted.instances, self._clock()
         )
-        if scu.CURE_FITS and event.assoc not in self._shielded:
-            scu.keep_replies(event)  # we shall wait for a reply on it, as a sender does
+        if pynetdicom_scu.CURE_FITS and event.assoc not in self._shielded:
+            pynetdicom_scu.keep_replies(event)  # we shall wait for a reply on it, as a sender does
             self._shielded.add(event.assoc)
         self._open[number] = event.assoc
         self._news.set()
@@ -157,7 +158,7 @@ class CommitmentScp:
                 self._call(debt, report, event_type)
         except UnknownPeer as error:
             self._store.debts.postpone(debt, f"{error}.", self._clock(), None)
-        except scu.AssociationFault as fault:
+        except AssociationFault as fault:
             self._postpone(debt, fault)
         else:
             self._store.debts.paid(debt, statuses, self._clock())
@@ -189,22 +190,22 @@ class CommitmentScp:
         """Report on a new association to the peer's configured address."""
         peer = self._settings.peer(debt.peer)
         if not peer.host:
-            raise scu.AssociationFault(Fault.UNREACHABLE, f"{peer.name} has no host")
-        limits = scu.Timeouts(
+            raise AssociationFault(Fault.UNREACHABLE, f"{peer.name} has no host")
+        limits = Timeouts(
             association_s=self._settings.node.acse_timeout_s,
             reply_s=self._settings.sending.timeout_s,
             tls=self._tls,
         )
         roles = [build_role(StorageCommitmentPushModel, scp_role=True)]
         title = self._settings.node.ae_title
-        association = scu.associate(peer, title, [context()], limits, roles=roles)
+        association = pynetdicom_scu.associate(peer, title, [context()], limits, roles=roles)
         try:
             if not said(association, report, event_type):
-                raise scu.AssociationFault(Fault.ABORTED, "the report was not accepted")
+                raise AssociationFault(Fault.ABORTED, "the report was not accepted")
         finally:
-            scu.part(association)
+            pynetdicom_scu.part(association)
 
-    def _postpone(self, debt: Debt, fault: scu.AssociationFault) -> None:
+    def _postpone(self, debt: Debt, fault: AssociationFault) -> None:
         sending, attempt = self._settings.sending, debt.attempts + 1
         wait_s = backoff_s(
             attempt, self._rng, base_s=sending.backoff_first_s, cap_s=sending.backoff_last_s

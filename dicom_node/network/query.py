@@ -6,7 +6,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu
+from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.retry import Fault
 from dicom_node.settings import PeerSettings
 
@@ -18,7 +19,7 @@ def instances_at(
     calling_ae: str,
     study_uid: str,
     series_uid: str,
-    timeouts: scu.Timeouts,
+    timeouts: Timeouts,
 ) -> set[str]:
     """Return the SOP instance UIDs that the peer has of a series; an unknown series has none.
 
@@ -28,7 +29,7 @@ def instances_at(
         If the peer does not answer to the end.
     """
     model = StudyRootQueryRetrieveInformationModelFind
-    association = scu.associate(peer, calling_ae, [build_context(model)], timeouts)
+    association = pynetdicom_scu.associate(peer, calling_ae, [build_context(model)], timeouts)
     found: set[str] = set()
     last = None
     try:
@@ -37,11 +38,11 @@ def instances_at(
             if last in PENDING and answer is not None and "SOPInstanceUID" in answer:
                 found.add(str(answer.SOPInstanceUID))
     except (RuntimeError, ValueError) as error:  # closed meanwhile
-        raise scu.AssociationFault(Fault.ABORTED, str(error), mid_way=True) from error
+        raise AssociationFault(Fault.ABORTED, str(error), mid_way=True) from error
     finally:
-        scu.part(association)
+        pynetdicom_scu.part(association)
     if last != SUCCESS:
-        raise scu.AssociationFault(Fault.TIMED_OUT if last is None else Fault.ABORTED, mid_way=True)
+        raise AssociationFault(Fault.TIMED_OUT if last is None else Fault.ABORTED, mid_way=True)
     return found
 
 

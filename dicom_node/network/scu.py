@@ -1,54 +1,27 @@
 """Sending: C-STORE with a status for every single instance, and C-ECHO."""
 
 import hashlib
-import inspect
-import queue
-import socket
-import ssl
+import os
 import threading
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pynetdicom
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.events import Event, EventHandlerType
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
-from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_node.errors import NodeError
-from dicom_node.network.limits import Limits
-from dicom_node.network.rejection import notice_rejection
-from dicom_node.network.tls import Credentials, diagnose, expected_name
-from dicom_node.network.transport import PDU_BYTES, tune
-from dicom_node.pixel_files import sha256_of
+from dicom_node.network.caller import Association, call
+from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
+from dicom_node.network.dimse import VERIFICATION
+from dicom_node.network.negotiation import MOST_CONTEXTS
+from dicom_node.network.outgoing import Unreadable, read_head
+from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.settings import PeerSettings
 
-# The methods of pynetdicom 3.0.4 that `keep_replies` was written against.
-KNOWN_PYNETDICOM = "f92cdcdca7323d138aa897fbfde2d81dc5e07279ffa381371d13d97c6a0405c9"
-MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: the identifiers are the odd numbers up to 255
 RESUMES = 3
-SLOWEST_BYTES_PER_S = 1_000_000  # a large instance may take longer than one time limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeouts:
-    """Time limits of an association that we request, in seconds, and our certificates for it."""
-
-    connect_s: float = 10.0
-    association_s: float = 15.0
-    reply_s: float = 30.0
-    tls: Credentials | None = None  # for peers that are called with TLS
+WORTH_AN_ASSOCIATION = 8  # instances; for fewer it takes longer to ask for one than to wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,95 +50,81 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Sendable:
-    """An item with what an association must be asked for."""
+    """An item with what an association must be asked for; its data set stands from `at` on."""
 
     item: Item
-    sop_class: UID
-    transfer_syntax: UID
+    context: Context
+    at: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a peer is sent something.
+
+    Parameters
+    ----------
+    proceed
+        Asked before every instance; False ends the sending there.
+    resumes
+        How often an instance may break its association and be sent again over a fresh one.
+    """
+
+    peer: PeerSettings
+    calling_ae: str
+    timeouts: Timeouts = USUAL
+    proceed: Callable[[], bool] = lambda: True
+    resumes: int = RESUMES
+
+
+class Agenda:
+    """What waits to be sent; several associations take from it, each instance is with one."""
+
+    def __init__(self, waiting: Sequence[Sendable], lanes: int) -> None:
+        self._waiting = list(waiting)
+        self._lanes = lanes  # that have not ended
+        self._breaks: Counter[int] = Counter()
+        self._lock = threading.Lock()
 
     @property
-    def context(self) -> tuple[UID, UID]:
-        """SOP class and transfer syntax."""
-        return self.sop_class, self.transfer_syntax
+    def waiting(self) -> bool:
+        """Return whether there is something to take."""
+        return bool(self._waiting)
+
+    def contexts(self) -> list[Context]:
+        """Return what an association must be asked for, as far as one can be."""
+        with self._lock:
+            return list(dict.fromkeys(each.context for each in self._waiting))[:MOST_CONTEXTS]
+
+    def take(self, contexts: set[Context]) -> Sendable | None:
+        """Return the next instance that an association with these contexts can send."""
+        with self._lock:
+            for place, each in enumerate(self._waiting):
+                if each.context in contexts:
+                    return self._waiting.pop(place)
+        return None
+
+    def put_back(self, each: Sendable) -> int:
+        """Let an instance whose association broke be the next; return how often that was so."""
+        with self._lock:
+            self._waiting.insert(0, each)
+            self._breaks[each.item.key] += 1
+            return self._breaks[each.item.key]
+
+    def close(self) -> Item | None:
+        """Let no lane take anything more; return what would have been next."""
+        with self._lock:
+            first = self._waiting[0].item if self._waiting else None
+            self._waiting.clear()
+        return first
+
+    def leave(self) -> bool:
+        """End one lane; return whether it was the last."""
+        with self._lock:
+            self._lanes -= 1
+            return not self._lanes
 
 
-class AssociationFault(NodeError):
-    """There is no association (any more); `fault` says why, `comment` in the peer's words."""
-
-    def __init__(self, fault: Fault, comment: str = "", *, mid_way: bool = False) -> None:
-        super().__init__(f"{fault.value}: {comment}" if comment else fault.value)
-        self.fault = fault
-        self.comment = comment
-        self.mid_way = mid_way  # there was an association, and it broke
-
-
-def fingerprint() -> str:
-    """Return the SHA-256 of the methods of pynetdicom that the lost-reply cure relies on.
-
-    Raises
-    ------
-    OSError
-        If pynetdicom is installed without its source.
-    """
-    methods = (
-        Association._run_reactor,
-        Association.send_c_store,
-        DIMSEServiceProvider.get_msg,
-    )
-    source = "".join(inspect.getsource(method) for method in methods)
-    return hashlib.sha256(source.encode()).hexdigest()
-
-
-def _cure_fits() -> bool:
-    try:
-        known = fingerprint() == KNOWN_PYNETDICOM
-    except OSError:
-        known = False
-    if not known:
-        warnings.warn(
-            f"pynetdicom {pynetdicom.__version__} is not the one whose lost replies are cured: "
-            f"replies are awaited for {UNCURED_REPLY_S:g} s only",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return known
-
-
-# Without the cure a lost reply must at least be noticed soon; `send` then resumes.
-UNCURED_REPLY_S = 5.0
-CURE_FITS = _cure_fits()
-
-
-def keep_replies(event: Event) -> None:
-    """Make the reactor leave replies to whom they belong; bind it to EVT_CONN_OPEN.
-
-    In pynetdicom 3.0.4 both the thread in ``send_c_store`` and the reactor of the association take
-    messages from one queue. The pause that should keep them apart has a gap: between "the
-    checkpoint is open" and its look into the queue the reactor may lose the processor; when it
-    comes back, it takes the C-STORE reply and drops it as unexpected. The sender then waits for its
-    time limit, aborts, and the rest of the series stays behind (pynetdicom #842, #850).
-
-    The reactor is the one that looks without blocking. Here it finds requests only: a
-    reply, or the (None, None) that wakes a waiting sender, is never the reactor's.
-    """
-    dimse = event.assoc.dimse
-    take = dimse.get_msg
-
-    def get_msg(block: bool = False) -> Any:
-        if block or _is_request(dimse.msg_queue):
-            return take(block)
-        return None, None
-
-    dimse.get_msg = get_msg  # type: ignore[method-assign]
-
-
-def _is_request(messages: queue.Queue) -> bool:
-    with messages.mutex:
-        message = messages.queue[0][1] if messages.queue else None
-    return message is not None and message.MessageIDBeingRespondedTo is None
-
-
-def echo(peer: PeerSettings, calling_ae: str, timeouts: Timeouts = Timeouts()) -> None:
+def echo(peer: PeerSettings, calling_ae: str, timeouts: Timeouts = USUAL) -> None:
     """Return when the peer has answered a C-ECHO with success.
 
     Raises
@@ -173,15 +132,10 @@ def echo(peer: PeerSettings, calling_ae: str, timeouts: Timeouts = Timeouts()) -
     AssociationFault
         If it has not.
     """
-    association = associate(peer, calling_ae, [build_context(Verification)], timeouts)
-    try:
-        status = association.send_c_echo()
-    except RuntimeError as error:  # closed since
-        raise AssociationFault(Fault.ABORTED, str(error)) from error
-    finally:
-        part(association)
-    if status.get("Status") != 0x0000:
-        raise AssociationFault(Fault.TIMED_OUT, f"C-ECHO: {status.get('Status', 'no answer')}")
+    with call(peer, calling_ae, [(VERIFICATION, ImplicitVRLittleEndian)], timeouts) as association:
+        status = association.echo().status
+    if status:
+        raise AssociationFault(Fault.ABORTED, f"C-ECHO: status 0x{status:04X}")
 
 
 def send(
@@ -189,203 +143,150 @@ def send(
     peer: PeerSettings,
     calling_ae: str,
     *,
-    timeouts: Timeouts = Timeouts(),
+    timeouts: Timeouts = USUAL,
     proceed: Callable[[], bool] = lambda: True,
-    resumes: int = RESUMES,
+    resumes: int | None = None,
 ) -> Iterator[Outcome]:
-    """Yield one outcome per instance that was tried, as soon as it is known.
+    """Yield one outcome per instance that was tried, as soon as it is known, over one association.
 
     An association that broke or timed out is never used again; the rest of the instances follow
-    over a fresh one, `resumes` times at most without progress. Then the instance at hand gets the
-    fault as its outcome, and nothing is tried after it; the same when no association can be had.
+    over a fresh one, until the same instance has broken `resumes` of them. Then that instance gets
+    the fault as its outcome, and nothing is tried after it; the same when no association can be
+    had.
+    """
+    terms = Terms(
+        peer=peer,
+        calling_ae=calling_ae,
+        timeouts=timeouts,
+        proceed=proceed,
+        resumes=RESUMES if resumes is None else resumes,
+    )
+    waiting, outcomes = sort_out(items)
+    yield from outcomes
+    yield from lane(Agenda(waiting, lanes=1), terms)
+
+
+def send_side_by_side(
+    items: Sequence[Item], terms: Terms, associations: int, note: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """Return what became of each instance that was tried; several associations share them.
+
+    A lane is one association after the other, as in `send`. One that cannot have an association
+    leaves its share to the others; only the last to end so makes that the outcome of an instance.
 
     Parameters
     ----------
-    proceed
-        Asked before every instance; False ends the sending there.
+    note
+        Called with each outcome, in the thread of its lane, before the lane goes on.
+
+    Raises
+    ------
+    NodeError
+        What `note` or `proceed` raised; nothing more is sent then.
     """
-    waiting: list[Sendable] = []
+    waiting, outcomes = sort_out(items)
+    for outcome in outcomes:
+        note(outcome)
+    lanes = max(1, min(associations, len(waiting) // WORTH_AN_ASSOCIATION))
+    agenda = Agenda(waiting, lanes)
+    errors: list[NodeError] = []
+
+    def run() -> None:
+        try:
+            for outcome in lane(agenda, terms):
+                note(outcome)
+                outcomes.append(outcome)
+        except NodeError as error:
+            agenda.close()
+            errors.append(error)
+
+    others = [threading.Thread(target=run, name="lane", daemon=True) for _ in range(lanes - 1)]
+    for thread in others:
+        thread.start()
+    run()
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return outcomes
+
+
+def sort_out(items: Sequence[Item]) -> tuple[list[Sendable], list[Outcome]]:
+    """Return what can be sent, and the outcomes of what cannot, because of its file."""
+    waiting, outcomes = [], []
     for item in items:
         found = _sendable(item)
-        if isinstance(found, Outcome):
-            yield found
-        else:
+        if isinstance(found, Sendable):
             waiting.append(found)
-    breaks = 0
-    while waiting and proceed():
-        before = len(waiting)
-        try:
-            for outcome in _send_over_one(waiting, peer, calling_ae, timeouts, proceed):
-                waiting = [each for each in waiting if each.item is not outcome.item]
-                yield outcome
-        except AssociationFault as fault:
-            breaks = breaks + 1 if len(waiting) == before else 1
-            if not fault.mid_way or breaks > resumes:
-                yield Outcome(item=waiting[0].item, fault=fault.fault, comment=fault.comment)
-                return
+        else:
+            outcomes.append(found)
+    return waiting, outcomes
 
 
 def _sendable(item: Item) -> Sendable | Outcome:
     try:
-        meta = read_file_meta_info(item.path)
-        found = Sendable(
-            item=item,
-            sop_class=UID(meta.MediaStorageSOPClassUID),
-            transfer_syntax=UID(meta.TransferSyntaxUID),
-        )
-    except (OSError, InvalidDicomError, AttributeError) as error:
+        head = read_head(item.path)
+    except Unreadable as error:
         return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
-    if meta.MediaStorageSOPInstanceUID != item.sop_uid:
-        comment = f"the file holds {meta.MediaStorageSOPInstanceUID}"
+    if head.sop_uid != item.sop_uid:
+        comment = f"the file holds {head.sop_uid}"
         return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
-    return found
+    return Sendable(item=item, context=(head.sop_class, head.transfer_syntax), at=head.at)
 
 
-def _send_over_one(
-    waiting: Sequence[Sendable],
-    peer: PeerSettings,
-    calling_ae: str,
-    timeouts: Timeouts,
-    proceed: Callable[[], bool],
-) -> Iterator[Outcome]:
-    """Yield the outcomes that one association brings."""
-    asked = list(dict.fromkeys(each.context for each in waiting))[:MOST_CONTEXTS]
-    contexts = [build_context(sop_class, syntax) for sop_class, syntax in asked]
-    association = associate(peer, calling_ae, contexts, timeouts)
-    accepted = {
-        (context.abstract_syntax, context.transfer_syntax[0])
-        for context in association.accepted_contexts
-    }
+def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
+    """Yield the outcomes of what one association after the other takes from the agenda."""
     try:
-        for number, each in enumerate(waiting):
-            if each.context not in asked:
-                continue  # its turn comes with the next association
-            if not proceed():
+        while agenda.waiting and terms.proceed():
+            yield from _over_one(agenda, terms)
+    except AssociationFault as fault:
+        if agenda.leave() and (item := agenda.close()):
+            yield Outcome(item=item, fault=fault.fault, comment=fault.comment)
+    else:
+        agenda.leave()
+
+
+def _over_one(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
+    """Yield the outcomes that one association brings.
+
+    Raises
+    ------
+    AssociationFault
+        If there was none, or an instance has broken too many.
+    """
+    asked = agenda.contexts()
+    if not asked:  # another lane has just taken the last instance
+        return
+    with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
+        while terms.proceed() and (each := agenda.take(set(asked))):
+            try:
+                yield _store(association, each)
+            except AssociationFault:
+                if agenda.put_back(each) > terms.resumes:
+                    raise
                 return
-            if each.context not in accepted:
-                comment = f"{each.sop_class.name}, {each.transfer_syntax.name}"
-                yield Outcome(item=each.item, fault=Fault.NO_CONTEXT, comment=comment)
-            elif each.item.sha256 not in (None, sha256_of(each.item.path)):
-                yield Outcome(item=each.item, fault=Fault.ALTERED, comment="its SHA-256 differs")
-            else:
-                yield _store(association, each, number % 65535 + 1, timeouts)
-    finally:
-        part(association)
 
 
-def _store(
-    association: Association, each: Sendable, message_id: int, timeouts: Timeouts
-) -> Outcome:
-    """Return the peer's status for one instance.
+def _store(association: Association, each: Sendable) -> Outcome:
+    """Return what became of one instance.
 
     Raises
     ------
     AssociationFault
-        If the association broke or the time limit passed; it must not be used again.
+        If the association broke or a time limit passed.
     """
-    limit_s = timeouts.reply_s if CURE_FITS else min(timeouts.reply_s, UNCURED_REPLY_S)
+    item, (sop_class, syntax) = each.item, each.context
+    if not association.accepts(each.context):
+        comment = f"{UID(sop_class).name}, {UID(syntax).name}"
+        return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
-        limit_s += each.item.path.stat().st_size / SLOWEST_BYTES_PER_S
-        association.dimse_timeout = limit_s
-        started = time.monotonic()
-        status = association.send_c_store(each.item.path, msg_id=message_id)
-    except (RuntimeError, OSError) as error:  # closed meanwhile, or the file went away
-        association.abort()
-        raise AssociationFault(Fault.ABORTED, str(error), mid_way=True) from error
-    if "Status" not in status:
-        late = time.monotonic() - started >= limit_s
-        association.abort()
-        raise AssociationFault(Fault.TIMED_OUT if late else Fault.ABORTED, mid_way=True)
-    return Outcome(
-        item=each.item, fault=int(status.Status), comment=str(status.get("ErrorComment", ""))
-    )
-
-
-def associate(
-    peer: PeerSettings,
-    calling_ae: str,
-    contexts: Iterable[PresentationContext],
-    timeouts: Timeouts,
-    *,
-    handlers: Sequence[EventHandlerType] = (),
-    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
-) -> Association:
-    """Return an established association with at least one accepted context.
-
-    Parameters
-    ----------
-    handlers
-        Bound after our own: of what the peer may ask on this association.
-    roles
-        Roles other than the default, which is that we are the SCU.
-
-    Raises
-    ------
-    AssociationFault
-        If there is none; the fault and the peer's own words say why.
-    """
-    ae = AE(ae_title=calling_ae)
-    ae.maximum_pdu_size = PDU_BYTES
-    ae.connection_timeout = timeouts.connect_s
-    ae.acse_timeout = timeouts.association_s
-    ae.dimse_timeout = timeouts.reply_s
-    connected = threading.Event()
-    on_open = [lambda event: connected.set(), *([keep_replies] if CURE_FITS else [])]
-    bound: list[EventHandlerType] = [
-        (evt.EVT_CONN_OPEN, tune, [Limits(pdu_s=timeouts.reply_s)]),
-        *((evt.EVT_CONN_OPEN, handler) for handler in on_open),
-    ]
-    association = ae.associate(
-        _resolve(peer),
-        peer.port,
-        list(contexts),
-        peer.ae_title,
-        evt_handlers=[*bound, *handlers],
-        tls_args=_tls_args(peer, timeouts.tls),
-    )
-    if association.is_established:
-        return association
-    notice_rejection(association)
-    if peer.tls and timeouts.tls and not connected.is_set():
-        why = diagnose(
-            (peer.host, peer.port), timeouts.tls, expected_name(peer), timeouts.connect_s
-        )
-        raise AssociationFault(Fault.UNREACHABLE, why or f"{peer.host}:{peer.port}")
-    raise _why_none(association, peer, connected.is_set())
-
-
-def _tls_args(peer: PeerSettings, tls: Credentials | None) -> tuple[ssl.SSLContext, str] | None:
-    """Return what pynetdicom needs to call with TLS; never None for a peer that must have it."""
-    if not peer.tls:
-        return None
-    if tls is None:
-        raise AssociationFault(
-            Fault.UNREACHABLE, f"no certificate of ours to call {peer.name} with"
-        )
-    return tls.client(), expected_name(peer)
-
-
-def _resolve(peer: PeerSettings) -> str:
-    try:
-        found = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
+        with item.path.open("rb") as file:
+            if item.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != item.sha256:
+                return Outcome(item=item, fault=Fault.ALTERED, comment="its SHA-256 differs")
+            size = os.fstat(file.fileno()).st_size - each.at
+            if size <= 0:
+                return Outcome(item=item, fault=Fault.NO_FILE, comment="it has no data set")
+            response = association.store(each.context, item.sop_uid, file.fileno(), each.at, size)
     except OSError as error:
-        raise AssociationFault(Fault.UNREACHABLE, f"{peer.host}: {error.strerror}") from error
-    return str(found[0][4][0])
-
-
-def _why_none(association: Association, peer: PeerSettings, connected: bool) -> AssociationFault:
-    answer = association.acceptor.primitive
-    if association.is_rejected and answer is not None:
-        fault = Fault.REJECTED_PERMANENT if answer.result == 1 else Fault.REJECTED_TRANSIENT
-        return AssociationFault(fault, answer.reason_str)
-    if not connected:
-        return AssociationFault(Fault.UNREACHABLE, f"{peer.host}:{peer.port}")
-    if association.rejected_contexts:
-        return AssociationFault(Fault.NO_CONTEXT)
-    return AssociationFault(Fault.ABORTED, "no answer to the association request")
-
-
-def part(association: Association) -> None:
-    """Release the association; abort it when the peer does not answer that."""
-    if association.is_established:
-        association.release()
+        return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
+    return Outcome(item=item, fault=response.status, comment=response.comment)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dicom_node import telemetry
 from dicom_node.network import dimse
-from dicom_node.network.dimse import BadCommand, Command
+from dicom_node.network.dimse import VERIFICATION, BadCommand, Command
 from dicom_node.network.limits import Complaints, LimitExceeded, Limits
 from dicom_node.network.lobby import Visitor
 from dicom_node.network.negotiation import (
@@ -27,21 +27,31 @@ from dicom_node.network.negotiation import (
     negotiate,
     read_request,
 )
+from dicom_node.network.pdus import (
+    A_ABORT,
+    A_RELEASE_RQ,
+    COMMAND,
+    INVALID_PARAMETER,
+    LAST,
+    P_DATA_TF,
+    PDU_TYPES,
+    PDV_HEADER_BYTES,
+    PROVIDER,
+    RELEASED,
+    UNEXPECTED_PDU,
+    UNRECOGNISED_PDU,
+    UNSPECIFIED,
+    USER,
+    abort_pdu,
+    command_pdus,
+)
 from dicom_node.network.wire import Body, Gone, Wire
 from dicom_node.settings import PeerSettings
 
-P_DATA_TF, A_RELEASE_RQ, A_ABORT = 0x04, 0x05, 0x07
-PDU_TYPES = range(0x01, 0x08)
-RELEASED = bytes.fromhex("0600 0000 0004 0000 0000")
 REJECTED = bytes.fromhex("0300 0000 0004 00")
 NO_SUCH_APPLICATION_CONTEXT, NO_SUCH_PROTOCOL = bytes((1, 1, 2)), bytes((1, 2, 2))
-PDV_HEADER_BYTES = 6
-COMMAND, LAST = 1, 2  # bits of a message control header (PS3.8 E.2)
-USER, PROVIDER = 0, 2  # who aborts (PS3.8 Table 9-26)
-UNSPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0, 1, 2, 6
 SUCCESS = 0x0000
 NO_SUCH_CLASS, NO_SUCH_OPERATION, UNABLE_TO_PROCESS = 0x0122, 0x0211, 0xC211
-VERIFICATION = "1.2.840.10008.1.1"
 
 log = telemetry.get_logger()
 
@@ -86,11 +96,6 @@ class Violation(Exception):
         super().__init__(text)
         self.kind = kind
         self.last_word = last_word
-
-
-def abort_pdu(source: int, reason: int = UNSPECIFIED) -> bytes:
-    """Return an A-ABORT (PS3.8 9.3.8)."""
-    return bytes((A_ABORT, 0, 0, 0, 0, 4, 0, 0, source, reason))
 
 
 def bad_pdu(text: str, reason: int) -> Violation:
@@ -232,7 +237,8 @@ class StorageAssociation:
         answer = self._answer_to(command, context)
         self._message.restart()
         if answer is not None:
-            self._wire.send(self._fragments(context, command, answer))
+            response = dimse.response(command, answer.status, answer.comment)
+            self._wire.send(command_pdus(response, context.number, self._longest_pdu))
 
     def _answer_to(self, command: Command, context: AcceptedContext) -> Answer | None:
         """Return what a request gets; None for what gets no answer."""
@@ -262,18 +268,6 @@ class StorageAssociation:
         except Exception as error:  # the SCP's edge: no success, and the association goes on
             log.error("instance.failed", peer=self._peer.name, exc_info=error)
             return Answer(status=UNABLE_TO_PROCESS)
-
-    def _fragments(self, context: AcceptedContext, command: Command, answer: Answer) -> bytes:
-        """Return the response in PDUs that the peer takes."""
-        data = dimse.response(command, answer.status, answer.comment)
-        step = max(self._longest_pdu - PDV_HEADER_BYTES, 1) if self._longest_pdu else len(data)
-        pdus = []
-        for at in range(0, len(data), step):
-            part = data[at : at + step]
-            control = COMMAND | (LAST if at + step >= len(data) else 0)
-            head = struct.pack(">LBB", len(part) + 2, context.number, control)
-            pdus.append(struct.pack(">BxL", P_DATA_TF, len(part) + 6) + head + part)
-        return b"".join(pdus)
 
 
 class Message:

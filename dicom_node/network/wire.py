@@ -1,4 +1,4 @@
-"""PDUs off a socket: waited for without polling, bounded in length and in time.
+"""PDUs off and onto a socket: waited for without polling, bounded in length and in time.
 
 One thread reads one connection. While nothing comes it sleeps in the kernel, and what comes is
 read straight to where it is needed.
@@ -24,7 +24,7 @@ class Gone(Exception):
 
 
 class Wire:
-    """The receiving end of a connection that has an association."""
+    """Our end of a connection that has an association, or is about to."""
 
     def __init__(self, sock: socket.socket, limits: Limits, idle_s: float) -> None:
         self._sock = sock
@@ -126,7 +126,7 @@ class Wire:
                     "slow PDU", f"a PDU is not there after {self._limits.pdu_s:g} s"
                 )
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`.
 
         Raises
@@ -141,7 +141,7 @@ class Wire:
                 rest = rest[self._sock.send(rest) :]
             except TimeoutError:
                 if time.monotonic() > deadline:
-                    text = f"it does not read what we answer for {self._limits.pdu_s:g} s"
+                    text = f"it does not read what we send for {self._limits.pdu_s:g} s"
                     raise LimitExceeded("slow PDU", text) from None
 
     def part(self) -> None:

@@ -217,6 +217,7 @@ class SendingSettings(Section):
     backoff_first_s: Seconds = 5.0
     backoff_last_s: Seconds = 900.0
     max_attempts: Annotated[int, Field(ge=1, le=100000)] = 700
+    max_associations: Annotated[int, Field(ge=1, le=200)] = 16
 
     @model_validator(mode="after")
     def _possible(self) -> "SendingSettings":
@@ -252,6 +253,7 @@ class PeerSettings(Section):
     roles: tuple[Role, ...] = ("source",)
     commitment: bool = False
     query: bool = False
+    associations: Annotated[int, Field(ge=1, le=32)] = 1
     addresses: tuple[str, ...] = ()
     tls: bool = False
     tls_name: str = ""

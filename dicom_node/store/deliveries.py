@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import UnknownJob
-from dicom_node.retry import Verdict, classify
+from dicom_node.errors import StoreUnavailable, UnknownJob
+from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
@@ -49,6 +49,10 @@ class DeliveryTask:
     instances: tuple[DeliveryInstance, ...]
 
 
+# Delivery, derived instance, what the destination said (or why it said nothing), and when.
+Said = tuple[int, int, int | Fault, datetime]
+
+
 class DeliveryStore:
     """Deliveries of published results."""
 
@@ -73,20 +77,30 @@ class DeliveryStore:
             return [to_task(row, unsent(connection, row.id)) for row in rows]
 
     def record_status(
-        self, delivery_id: int, derived_instance_id: int, status: int, now: datetime
+        self, delivery_id: int, derived_instance_id: int, status: int | Fault, now: datetime
     ) -> None:
-        """Keep the status that the destination gave to one instance; success or warning is sent."""
-        part = schema.delivery_instance
-        stored = STATE_AFTER[classify(status).verdict] == SENT
-        values: dict[str, Any] = {"status": status} | ({"sent_at": now} if stored else {})
-        this = (part.c.delivery_id == delivery_id) & (
-            part.c.derived_instance_id == derived_instance_id
-        )
-        with self._database.transaction() as work:
-            if work.execute(sa.update(part).where(this).values(**values)).rowcount != 1:
-                raise UnknownJob(
-                    f"delivery {delivery_id} has no derived instance {derived_instance_id}"
-                )
+        """Keep what the destination said to one instance; success or warning is sent."""
+        [failure] = self.record_all([(delivery_id, derived_instance_id, status, now)])
+        if failure:
+            raise failure
+
+    def record_all(self, batch: Sequence[Said]) -> Sequence[None | StoreUnavailable | UnknownJob]:
+        """Keep what was said to many instances, all in one transaction; return what failed."""
+        try:
+            with self._database.transaction() as work:
+                return [record_one(work, said) for said in batch]
+        except StoreUnavailable as error:
+            return [error] * len(batch)
+
+    def wanted(self, delivery_id: int, switch: str) -> tuple[bool, Any]:
+        """Return whether the delivery's job is still to be sent, and the value of a switch or None.
+
+        In one query, because it is asked before every instance: False once a late slice or a
+        person has taken the result back.
+        """
+        with self._database.reading() as connection:
+            state, value = connection.execute(WANTED, {"id": delivery_id, "switch": switch}).one()
+        return state == JobState.DERIVED, value
 
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""
@@ -152,6 +166,49 @@ class DeliveryStore:
         query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
         with self._database.reading() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+# Built once, see `arrivals`.
+WANTED = (
+    sa.select(
+        schema.job.c.state,
+        sa.select(schema.switch.c.value)
+        .where(schema.switch.c.name == sa.bindparam("switch"))
+        .scalar_subquery(),
+    )
+    .join(schema.delivery, schema.delivery.c.job_id == schema.job.c.id)
+    .where(schema.delivery.c.id == sa.bindparam("id"))
+)
+RECORD = (
+    sa.update(schema.delivery_instance)
+    .where(
+        schema.delivery_instance.c.delivery_id == sa.bindparam("delivery"),
+        schema.delivery_instance.c.derived_instance_id == sa.bindparam("instance"),
+    )
+    .values(
+        status=sa.bindparam("status"),
+        fault=sa.bindparam("fault"),
+        sent_at=sa.func.coalesce(
+            sa.bindparam("at", type_=schema.UtcDateTime), schema.delivery_instance.c.sent_at
+        ),
+    )
+)
+
+
+def record_one(work: Work, said: Said) -> UnknownJob | None:
+    """Keep one answer; return what is wrong with it."""
+    delivery_id, instance_id, status, now = said
+    silent = isinstance(status, Fault)
+    values = {
+        "delivery": delivery_id,
+        "instance": instance_id,
+        "status": None if silent else status,
+        "fault": status if silent else None,
+        "at": now if STATE_AFTER[classify(status).verdict] == SENT else None,
+    }
+    if work.connection.execute(RECORD, values).rowcount == 1:
+        return None
+    return UnknownJob(f"delivery {delivery_id} has no derived instance {instance_id}")
 
 
 def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> DeliveryTask:

@@ -186,9 +186,10 @@ delivery_instance = sa.Table(
     metadata,
     foreign("delivery_id", "delivery.id", primary_key=True),
     foreign("derived_instance_id", "derived_instance.id", primary_key=True),
-    sa.Column("status", sa.Integer),
+    sa.Column("status", sa.Integer),  # of the last answer
     sa.Column("sent_at", UtcDateTime),
     sa.Column("committed_at", UtcDateTime),
+    sa.Column("fault", sa.String(32)),  # `retry.Fault`: why the last attempt had no answer
 )
 
 commitment = sa.Table(  # one transaction of Storage Commitment, in either role (PS3.4 J)

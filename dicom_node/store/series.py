@@ -182,11 +182,12 @@ def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]
     """Return for each job its deliveries, and how many instances stand where.
 
     "sent" counts what the destination has, "warned" those of them that it took with a warning,
-    "failed" what it refused when it was last sent.
+    "failed" what it refused, or did not answer, when it was last sent.
     """
     delivery, part = schema.delivery, schema.delivery_instance
     warned = sa.or_(*(part.c.status.between(*both) for both in statuses(Verdict.SENT_WITH_WARNING)))
     there = part.c.sent_at.is_not(None)
+    failed = ~there & (part.c.status.is_not(None) | part.c.fault.is_not(None))
     query = (
         sa.select(
             delivery.c.job_id,
@@ -194,7 +195,7 @@ def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]
             delivery.c.state,
             sa.func.count(part.c.sent_at).label("sent"),
             sa.func.count(sa.case((there & warned, 1))).label("warned"),
-            sa.func.count(sa.case((~there & part.c.status.is_not(None), 1))).label("failed"),
+            sa.func.count(sa.case((failed, 1))).label("failed"),
             sa.func.count(part.c.committed_at).label("committed"),
         )
         .outerjoin(part, part.c.delivery_id == delivery.c.id)

@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from dicom_node.network import scu, transport
+from dicom_node.network import pynetdicom_scu, transport
 from tests.rigs import MR
 
 IMPLICIT = [ImplicitVRLittleEndian]  # the least that every archive speaks
@@ -76,7 +76,7 @@ def call_back(
         port,
         ae_title="SRNODE",
         ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)] if role else None,
-        evt_handlers=[(evt.EVT_CONN_OPEN, scu.keep_replies)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies)],
     )
     assert association.is_established
     try:
@@ -162,7 +162,7 @@ class Archive:
         if commitment:
             ae.add_supported_context(StorageCommitmentPushModel, IMPLICIT)
         handlers = [
-            (evt.EVT_CONN_OPEN, scu.keep_replies),
+            (evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies),
             (evt.EVT_C_STORE, lambda event: self.on_store(event)),
             (evt.EVT_N_ACTION, self.on_action),
             (evt.EVT_C_FIND, self.on_find),
@@ -194,7 +194,10 @@ class Scanner:
         ae = AE(ae_title=calling)
         ae.dimse_timeout = ae.acse_timeout = 10
         ae.add_requested_context(StorageCommitmentPushModel, IMPLICIT)
-        handlers = [(evt.EVT_CONN_OPEN, scu.keep_replies), (evt.EVT_N_EVENT_REPORT, self.on_event)]
+        handlers = [
+            (evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies),
+            (evt.EVT_N_EVENT_REPORT, self.on_event),
+        ]
         found = ae.associate("127.0.0.1", node_port, ae_title="SRNODE", evt_handlers=handlers)
         assert found.is_established
         return found

@@ -16,7 +16,7 @@ import pytest
 
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.pixel_files import sha256_of
-from dicom_node.sender import Sender
+from dicom_node.sender import MOST_AHEAD, Lanes, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
@@ -317,7 +317,7 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
 CRASHING = """
 import sys
 from pathlib import Path
-from dicom_node.sender import Sender
+from dicom_node.sender import MOST_AHEAD, Lanes, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import open_store
 settings = Settings.model_validate_json(sys.stdin.read())
@@ -326,8 +326,8 @@ sender.run_once(sender._clock())
 """
 
 
-def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, tmp_path):
-    publish(store, tmp_path / "a", count=6)
+def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store, tmp_path):
+    publish(store, tmp_path / "a", count=20)
 
     with LoopbackArchive(tmp_path / "archive") as archive:
         settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
@@ -337,7 +337,7 @@ def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, 
         )
         child.stdin.write(settings.model_dump_json().encode())
         child.stdin.close()
-        while len(archive.received) < 3 and child.poll() is None:
+        while len(archive.received) < 8 and child.poll() is None:
             time.sleep(0.001)
         os.kill(child.pid, signal.SIGKILL)
         child.wait(10)
@@ -346,9 +346,9 @@ def test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again(store, 
         Sender(store, settings, clock=lambda: LATER).run_once(LATER)
         after = Counter(archive.received)
 
-    assert set(after) >= set(before) and len(after) == 6
+    assert set(after) >= set(before) and len(after) == 20
     assert set(after - before) == left
-    assert max(after.values()) <= 2 and sum(after.values()) <= 7
+    assert max(after.values()) <= 2 and sum(after.values()) <= 20 + MOST_AHEAD + 1
 
 
 def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, tmp_path):
@@ -375,3 +375,45 @@ def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):
 
     assert "not accepted" in delivery(store, job_id)["reason"]
     assert store.jobs.get(job_id).state == "DEAD"
+
+
+def test_a_delivery_goes_over_as_many_associations_as_its_destination_takes(store, tmp_path):
+    job_id = publish(store, tmp_path / "a", count=40)
+    barrier, associations = threading.Barrier(3), set()
+
+    def together(event):
+        if event.assoc not in associations:
+            associations.add(event.assoc)
+            barrier.wait(20)
+        return 0x0000
+
+    with pacs(together) as peer:
+        settings = settings_for(tmp_path, ("pacs", "PACS", peer.port), max_associations=3)
+        wide = settings.peer("pacs").model_copy(update={"associations": 8})
+        Sender(store, settings.model_copy(update={"peers": (wide,)}), clock=lambda: NOW).run_once(
+            NOW
+        )
+
+    assert len(associations) == 3
+    assert store.series.listing()[0]["deliveries"][0]["sent"] == 40
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_every_destination_has_an_association_and_what_is_left_is_shared():
+    lanes = Lanes(4)
+    with lanes.open(3) as first, lanes.open(3) as second, lanes.open(3) as third:
+        assert (first, second, third) == (3, 1, 1)
+    with lanes.open(9) as alone:
+        assert alone == 4
+
+
+def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
+    publish(store, tmp_path / "a")
+    tasks = store.deliveries.due(NOW)
+    tasks[0].instances[0].path.unlink()
+    tasks[0].instances[1].path.write_bytes(b"altered")
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
+
+    [figures] = store.series.listing()[0]["deliveries"]
+    assert (figures["sent"], figures["failed"]) == (2, 2)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dicom_node.together import SharedWorkFailed, Together
+from dicom_node.together import Behind, SharedWorkFailed, Together
 
 
 def run_all(together: Together, items: list[int]) -> dict[int, object]:
@@ -60,3 +60,67 @@ def test_alone_it_raises_what_the_work_raises():
 
     with pytest.raises(ValueError, match="broken"):
         Together(work).do(1)
+
+
+def test_a_thread_goes_on_while_its_work_is_done_but_is_never_too_far_ahead():
+    begun, may_end, batches = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def work(items):
+        begun.release()
+        may_end.acquire(timeout=20)
+        batches.append(list(items))
+        return [None] * len(items)
+
+    with Behind(work, ahead=3) as behind:
+        behind.do(1)
+        assert begun.acquire(timeout=20)
+        behind.do(2)
+        behind.do(3)
+        assert batches == []
+        may_end.release(2)
+        behind.do(4)
+        assert batches[0] == [1]
+        may_end.release(2)
+
+    assert sum(batches, []) == [1, 2, 3, 4]
+    assert [2, 3] == batches[1][:2]  # they waited together
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("breaks", [True, False])
+def test_what_fails_behind_is_raised_by_the_next_call_or_at_the_end(breaks):
+    def work(items):
+        if breaks:
+            raise ValueError("broken")
+        return [ValueError("broken")] * len(items)
+
+    expected = SharedWorkFailed if breaks else ValueError
+    with pytest.raises(expected), Behind(work, ahead=1) as behind:
+        behind.do(1)
+        behind.do(2)
+        pytest.fail("it went on")
+    with pytest.raises(expected), Behind(work, ahead=1) as behind:
+        behind.do(1)
+
+
+def test_each_thread_is_ahead_for_itself():
+    may_end, everybody, done = threading.Event(), threading.Barrier(6), []
+
+    def work(items):
+        may_end.wait(60)
+        done.extend(items)
+        return [None] * len(items)
+
+    with Behind(work, ahead=1) as behind:
+
+        def run(number):
+            behind.do(number)
+            everybody.wait(20)  # nobody waits for the work, or this would break
+
+        for number in range(5):
+            threading.Thread(target=run, args=(number,)).start()
+        everybody.wait(20)
+        assert done == []
+        may_end.set()
+
+    assert sorted(done) == list(range(5))

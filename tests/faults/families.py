@@ -40,7 +40,7 @@ FAMILIES = (
         short=(
             "tests/faults/test_campaign.py::test_nothing_is_lost_by_kill_9_of_service_and_workers",
             "tests/dicom_node/test_service.py::test_what_it_received_is_there_after_kill_9",
-            "tests/dicom_node/test_sender.py::test_killed_sender_leaves_only_the_unrecorded_instance_to_send_again",
+            "tests/dicom_node/test_sender.py::test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again",
         ),
     ),
     Family(

@@ -1,7 +1,7 @@
 """Many series over parallel associations on a machine that is busy: the lost-reply soak.
 
-Without `scu.keep_replies` a good part of the replies is lost here (pynetdicom 3.0.4): each costs a
-time limit, an aborted association and a second C-STORE of the same instance.
+pynetdicom's sender lost a good part of the replies here (3.0.4): each cost a time limit, an aborted
+association and a second C-STORE of the same instance. `python -m benchmarks.send --soak` is longer.
 """
 
 import os
@@ -73,8 +73,8 @@ def soak(
 
 
 def hanging() -> list[str]:
-    """Return the associations that are still open in this process."""
-    kinds = ("RequestorThread", "AcceptorThread")
+    """Return the associations that the archive, in this process, has still open."""
+    kinds = ("host", "AcceptorThread")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(kinds)]
 
 

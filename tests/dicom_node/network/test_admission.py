@@ -11,7 +11,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from dicom_node import telemetry
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu, scu
 from dicom_node.network.rejection import notice_rejection
 from tests.faults.connections import request
 from tests.rigs import SOURCE, Rig, running_node, write_series
@@ -38,7 +38,7 @@ def associate(rig: Rig, calling="MR1", called="SRNODE", address="127.0.0.1"):
         rig.scp.port,
         ae_title=called,
         bind_address=(address, 0),
-        evt_handlers=[(evt.EVT_CONN_OPEN, scu.keep_replies)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies)],
     )
     notice_rejection(association)
     return association

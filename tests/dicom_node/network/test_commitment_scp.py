@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_node import assembly
-from dicom_node.network import commitment_scp, scu
+from dicom_node.network import commitment_scp, pynetdicom_scu, scu
 from dicom_node.sender import Sender
 from dicom_node.store import open_store, schema
 from tests.dicom_node.committers import IMPLICIT, Archive, Scanner, item, wait_for
@@ -221,7 +221,7 @@ def test_requests_of_two_series_on_one_association_are_both_answered(tmp_path):
         association = scanner.associate(node.scp.port)
         asked = {scanner.ask(association, [*map(item, uids)])[1] for uids in series}
         wait_for("both reports", lambda: len(scanner.reports) == 2)
-        scu.part(association)
+        pynetdicom_scu.part(association)
 
     assert {str(report.TransactionUID) for _, report in scanner.reports} == asked
 

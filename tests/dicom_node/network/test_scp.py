@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
 from dicom_node.errors import NodeError
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu, scu
 from dicom_node.network.rejection import notice_rejection
 from dicom_node.network.scp import NodeScp
 from dicom_node.retry import Fault
@@ -52,7 +52,7 @@ def associate(rig: Rig, *, calling: str = "MR1", called: str = "SRNODE", syntax:
         "127.0.0.1",
         rig.scp.port,
         ae_title=called,
-        evt_handlers=[(evt.EVT_CONN_OPEN, scu.keep_replies)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies)],
     )
     notice_rejection(association)
     return association

@@ -8,14 +8,16 @@ from collections import Counter
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import MRImageStorage, Verification
+from pynetdicom.sop_class import MRImageStorage
 
-from dicom_node.content import split_file
+from dicom_node.content import as_file, split_file
+from dicom_node.errors import StoreUnavailable
 from dicom_node.network import scu, transport
 from dicom_node.network.archive import LoopbackArchive
-from dicom_node.network.scu import AssociationFault, Item, Timeouts, send
+from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.scu import Item, Terms, send, send_side_by_side
 from dicom_node.retry import Fault, Verdict
-from tests.rigs import destination, make_instance, pacs, write_instance, write_series
+from tests.rigs import MR, destination, make_instance, pacs, write_instance, write_series
 
 HASTY = Timeouts(connect_s=2.0, association_s=2.0, reply_s=2.0)
 
@@ -213,21 +215,6 @@ def test_proceed_ends_the_sending_between_two_instances(items):
     assert faults(outcomes) == [0, 0]
 
 
-def test_socket_of_ours_sends_at_once(items):
-    options = []
-
-    def look(event):
-        raw = event.assoc.dul.socket.socket
-        options.append(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    with pacs(requested=look) as peer:
-        association = scu.associate(peer, "SRNODE", [scu.build_context(Verification)], HASTY)
-        ours = association.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        scu.part(association)
-
-    assert ours and all(options)
-
-
 def test_echo_says_why_there_is_no_answer():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -235,106 +222,111 @@ def test_echo_says_why_there_is_no_answer():
             scu.echo(destination(probe.getsockname()[1]), "SRNODE")
 
 
-def lose_the_processor(event):
-    """Let the requestor's thread look at the connection only after the reactor has closed it."""
-    deadline = time.monotonic() + 10
-    while event.assoc.dul.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
+def terms(peer, **values):
+    return Terms(peer=peer, calling_ae="SRNODE", timeouts=HASTY, **values)
 
 
-@pytest.mark.parametrize(
-    ("result", "source", "reason", "fault"),
-    [(1, 1, 7, Fault.REJECTED_PERMANENT), (2, 3, 2, Fault.REJECTED_TRANSIENT)],
-)
-def test_rejection_that_comes_too_early_for_pynetdicom_is_noticed(result, source, reason, fault):
-    """The peer is a bare socket: what it says, and when, must not depend on any library."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+class Company:
+    """Handlers of a peer that waits until so many associations have something to say."""
 
-        def reject():
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(2**16)
-                connection.sendall(bytes((3, 0, 0, 0, 0, 4, 0, result, source, reason)))
-                connection.recv(1)  # until the caller has gone
+    def __init__(self, count):
+        self._barrier = threading.Barrier(count)
+        self.associations, self.seen = set(), []
 
-        peer = threading.Thread(target=reject)
-        peer.start()
-        handlers = [(evt.EVT_REQUESTED, lose_the_processor)]
-        with pytest.raises(AssociationFault) as caught:
-            scu.associate(
-                destination(server.getsockname()[1]),
-                "SRNODE",
-                [scu.build_context(Verification)],
-                HASTY,
-                handlers=handlers,
-            )
-        peer.join()
-
-    assert caught.value.fault is fault
+    def on_store(self, event):
+        self.seen.append(event.request.AffectedSOPInstanceUID)
+        if event.assoc not in self.associations:
+            self.associations.add(event.assoc)
+            self._barrier.wait(20)
+        return 0x0000
 
 
-class Gap:
-    """A reactor checkpoint that loses the processor just after it was found open."""
+def test_several_associations_share_a_series_and_each_instance_goes_once(tmp_path):
+    items, noted, company = write_series(tmp_path / "b", 40), [], Company(4)
 
-    def __init__(self):
-        self._event = threading.Event()
-        self._event.set()
+    with pacs(company.on_store) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, noted.append)
 
-    def wait(self):
-        self._event.wait()
-        time.sleep(0.6)
-
-    def __getattr__(self, name):
-        return getattr(self._event, name)
+    assert len(company.associations) == 4
+    assert Counter(company.seen) == Counter(item.sop_uid for item in items)
+    assert Counter(each.item.key for each in outcomes) == Counter(item.key for item in items)
+    assert {each.fault for each in outcomes} == {0} and len(noted) == 40
 
 
-def widen_the_gap(event):
-    """Let the reply arrive before the sender waits for it, and the reactor look just then."""
-    event.assoc._reactor_checkpoint = Gap()
-    send_msg = event.assoc.dimse.send_msg
+def test_few_instances_go_over_one_association(items):
+    associations = set()
 
-    def send_and_lose_the_processor(*arguments):
-        send_msg(*arguments)
-        time.sleep(1.0)
+    with pacs(lambda event: associations.add(event.assoc) or 0) as peer:
+        assert len(send_side_by_side(items, terms(peer), 8, lambda outcome: None)) == 4
 
-    event.assoc.dimse.send_msg = send_and_lose_the_processor
+    assert len(associations) == 1
 
 
-def store_through_the_gap(peer, path, *, cured):
-    """Return the status of a C-STORE while the reactor sits in its gap."""
-    handlers = [(evt.EVT_CONN_OPEN, widen_the_gap)]
-    if cured:
-        handlers.append((evt.EVT_CONN_OPEN, scu.keep_replies))
-    ae = AE(ae_title="SRNODE")
-    ae.dimse_timeout = 1.0
-    ae.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
-    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
-    time.sleep(0.05)
-    status = association.send_c_store(path)
-    association.abort()
-    return status.get("Status")
+def test_archive_that_takes_one_association_gets_everything_over_it(tmp_path):
+    items, calls, lock = write_series(tmp_path / "b", 40), [], threading.Lock()
+
+    def reject_all_but_one(event):
+        with lock:
+            calls.append(event.assoc)
+        if event.assoc is not calls[0]:
+            event.assoc.acse.send_reject(2, 3, 2)
+            event.assoc.kill()
+
+    with pacs(requested=reject_all_but_one) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    assert len(calls) == 4
+    assert {each.item.key for each in outcomes} == {item.key for item in items}
+    assert {each.fault for each in outcomes} == {0}
 
 
-def test_reply_is_lost_in_the_gap_of_pynetdicom_and_kept_by_the_cure(items):
+def test_archive_that_takes_none_is_one_fault(tmp_path):
+    items = write_series(tmp_path / "b", 40)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        peer = destination(probe.getsockname()[1])
+        [outcome] = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    assert outcome.fault is Fault.UNREACHABLE
+
+
+def test_instance_that_breaks_every_association_ends_all_of_them(tmp_path):
+    items, tries = write_series(tmp_path / "b", 40), []
+
+    def break_at_one(event):
+        if event.request.AffectedSOPInstanceUID == items[7].sop_uid:
+            tries.append(event.assoc)
+            event.assoc.abort()
+        return 0x0000
+
+    with pacs(break_at_one) as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
+    [failed] = [each for each in outcomes if each.fault]
+    assert failed.item is items[7] and failed.fault is Fault.ABORTED
+    assert len({each.item.key for each in outcomes}) == len(outcomes)
+    assert scu.RESUMES < len(tries) <= scu.RESUMES + 4
+
+
+def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path):
+    items, noted = write_series(tmp_path / "b", 40), []
+
+    def full(outcome):
+        noted.append(outcome)
+        if len(noted) == 10:
+            raise StoreUnavailable("the disk is full")
+
+    with pacs() as peer, pytest.raises(StoreUnavailable, match="full"):
+        send_side_by_side(items, terms(peer), 4, full)
+
+    assert len(noted) < 20  # each association had one more under way
+
+
+def test_empty_data_set_is_no_instance(tmp_path):
+    path = tmp_path / "one.dcm"
+    path.write_bytes(as_file(MR, "1.2.3", ExplicitVRLittleEndian, b""))
+
     with pacs() as peer:
-        assert store_through_the_gap(peer, items[0].path, cured=False) is None
-        assert store_through_the_gap(peer, items[0].path, cured=True) == 0x0000
+        [outcome] = send([Item(key=1, sop_uid="1.2.3", path=path)], peer, "SRNODE")
 
-
-def test_cure_was_written_for_the_installed_pynetdicom():
-    assert scu.CURE_FITS, "read keep_replies against the new pynetdicom, then renew its fingerprint"
-
-
-def test_other_pynetdicom_is_noticed(monkeypatch):
-    monkeypatch.setattr(scu, "KNOWN_PYNETDICOM", "another")
-
-    with pytest.warns(RuntimeWarning, match="lost replies"):
-        assert not scu._cure_fits()
-
-
-def test_without_the_cure_lost_replies_are_resumed(items, monkeypatch):
-    monkeypatch.setattr(scu, "CURE_FITS", False)
-    monkeypatch.setattr(scu, "UNCURED_REPLY_S", 0.5)
-
-    with pacs() as peer:
-        assert faults(send(items, peer, "SRNODE")) == [0] * 4
+    assert outcome.fault is Fault.NO_FILE

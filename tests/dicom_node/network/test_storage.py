@@ -9,7 +9,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicom_node import telemetry
-from dicom_node.network import scu
+from dicom_node.network import pynetdicom_scu
 from dicom_node.network.dimse import BadCommand, Command, read_command, response
 from dicom_node.network.negotiation import BadRequest, read_request
 from tests.faults.connections import request
@@ -253,7 +253,7 @@ def test_storage_and_commitment_on_one_association(tmp_path):
     ae.add_requested_context(MR)
     ae.add_requested_context(StorageCommitmentPushModel)
     with running_node(tmp_path / "state") as node:
-        handlers = [(evt.EVT_CONN_OPEN, scu.keep_replies)]
+        handlers = [(evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies)]
         association = ae.associate(
             "127.0.0.1", node.scp.port, ae_title="SRNODE", evt_handlers=handlers
         )

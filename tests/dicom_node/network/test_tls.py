@@ -14,7 +14,7 @@ from pynetdicom.sop_class import Verification
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, SettingsError
-from dicom_node.network import scu, transport
+from dicom_node.network import pynetdicom_scu, scu, transport
 from dicom_node.network.rejection import notice_rejection
 from dicom_node.network.scp import NodeScp
 from dicom_node.network.scu import AssociationFault, Timeouts
@@ -65,7 +65,7 @@ def associate(port, context, title="MR1"):
     ae.add_requested_context(Verification)
     ae.add_requested_context(MR)
     tls = None if context is None else (context, "localhost")
-    handlers = [(evt.EVT_CONN_OPEN, scu.keep_replies)]
+    handlers = [(evt.EVT_CONN_OPEN, pynetdicom_scu.keep_replies)]
     association = ae.associate(
         "127.0.0.1", port, ae_title="SRNODE", tls_args=tls, evt_handlers=handlers
     )

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from dicom_node.errors import UnknownJob
+from dicom_node.retry import Fault
 from dicom_node.states import JobState
 
 MINUTE = timedelta(minutes=1)
@@ -135,3 +136,34 @@ def test_what_was_warned_about_and_what_failed_is_counted_apart(store, published
     store.deliveries.record_status(task.delivery_id, second, 0, now)
     [figures] = store.series.listing()[0]["deliveries"]
     assert (figures["sent"], figures["warned"], figures["failed"]) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_an_instance_without_a_status_counts_as_failed_until_it_has_one(
+    store, published, now, fault
+):
+    published()
+    (task,) = store.deliveries.due(now)
+    first, _ = (one.derived_instance_id for one in task.instances)
+
+    store.deliveries.record_status(task.delivery_id, first, fault, now)
+    [figures] = store.series.listing()[0]["deliveries"]
+    assert (figures["sent"], figures["failed"]) == (0, 1)
+    assert len(store.deliveries.due(now)[0].instances) == 2
+
+    store.deliveries.record_status(task.delivery_id, first, 0, now)
+    [figures] = store.series.listing()[0]["deliveries"]
+    assert (figures["sent"], figures["failed"]) == (1, 0)
+
+
+def test_answers_that_come_together_are_each_on_record(store, published, now):
+    published()
+    (task,) = store.deliveries.due(now)
+    keys = [one.derived_instance_id for one in task.instances]
+    answers = [(task.delivery_id, key, 0, now) for key in keys]
+
+    unknown = (task.delivery_id, 99, 0, now)
+    *kept, refused = store.deliveries.record_all([*answers, unknown])
+
+    assert kept == [None] * len(keys) and isinstance(refused, UnknownJob)
+    assert store.deliveries.due(now)[0].instances == ()
