@@ -34,6 +34,7 @@ from dicom_node.content import (
 )
 from dicom_node.elements import CHARACTER_SET, Scanned, scan
 from dicom_node.errors import NotAnInstance
+from dicom_node.private_values import private_values
 from dicom_node.rules import HEADER_KEYS, PRIVATE_CREATORS
 
 NAMES = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -212,7 +213,7 @@ def quick_header(found: Scanned, transfer_syntax: str) -> dict[str, Any]:
     """Return the same as `content.header_of`."""
     values = found.values
     character_set = values.get(CHARACTER_SET, (None, b""))[1]
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = private_values(values)
     for tag, keyword in HEADER_TAGS:
         encoded = values.get(tag)
         if encoded is None:
