@@ -29,7 +29,7 @@ LEVELS = {
         ("examination", "comparison"),
         ("content", "pixel_files", "telemetry"),
         ("settings", "elements", "together", "private_values"),
-        ("rules", "states", "retry", "bombs"),
+        ("rules", "states", "retry", "bombs", "syntaxes"),
         ("errors",),
     ),
     "sr_engine": (

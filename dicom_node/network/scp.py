@@ -5,24 +5,6 @@ from datetime import UTC, datetime
 from weakref import WeakKeyDictionary
 
 from pydicom import Dataset
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
@@ -48,28 +30,8 @@ from dicom_node.network.transport import Listener, Policy, close, listen
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Store
+from dicom_node.syntaxes import TRANSFER_SYNTAXES
 
-# In the order of our preference: the first that a peer offers as well is taken. Each has a decoder
-# in the engine; what nobody here can decode (JPEG XL, video) is refused at negotiation.
-TRANSFER_SYNTAXES = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-    HTJ2KLosslessRPCL,
-    HTJ2KLossless,
-    RLELossless,
-    # Taken, because the scanner's only copy is better than none; the reader tells that they lost.
-    JPEG2000,
-    HTJ2K,
-    JPEGLSNearLossless,
-    JPEGExtended12Bit,
-    JPEGBaseline8Bit,
-)
 # Not of the standard, but scanners send them among the images: Siemens CSA non-image, Philips MR
 # spectrum, series data and exam card.
 PRIVATE_STORAGE = (
