@@ -60,6 +60,10 @@ check: .venv/test.stamp ## lint, types and the quick tests: before every commit
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m 'not slow' $(PYTEST_ARGS)
 
+.PHONY: series
+series: system-packages .venv/test.stamp ## every real series of ../shared through one running node, minutes
+	SERIES=all $(BIN)/python -m pytest -q tests/integration/test_series.py
+
 # How much of every campaign: 0.05 is a twentieth. ONLY names some of them, as in ONLY="kill9 clock".
 SCALE ?= 1
 ONLY ?=

@@ -23,6 +23,7 @@ from pydicom.values import convert_SQ
 from dicom_node.bombs import ITEM, few_elements, frame_is_too_large, read_meta, refuse_bombs
 from dicom_node.elements import PACKING, PADDED, UNDEFINED
 from dicom_node.errors import InstanceRejected, NotAnInstance
+from dicom_node.private_values import GROUPS, private_values
 from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 
 # Fixed for good: the same data set must give the same file, whichever version received it.
@@ -287,7 +288,7 @@ def header_of(dataset: Dataset) -> dict[str, Any]:
 
     Enhanced objects get "frames": what varies by frame; what does not stands beside the rest.
     """
-    header = _chosen(dataset)
+    header = private_values(_private_elements(dataset)) | _chosen(dataset)
     header["TransferSyntaxUID"] = str(dataset.file_meta.TransferSyntaxUID)
     header[PRIVATE_CREATORS] = sorted(set(_private_creators(dataset)))
     for group in _sequence(dataset, "SharedFunctionalGroupsSequence"):
@@ -343,6 +344,17 @@ def _sequence(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
 
 def _constant(frames: list[dict[str, Any]], key: str) -> bool:
     return all(key in frame and frame[key] == frames[0][key] for frame in frames)
+
+
+def _private_elements(dataset: Dataset) -> dict[int, tuple[str | None, bytes]]:
+    """Return the elements of the groups that `private_values` looks at, as they are encoded."""
+    found: dict[int, tuple[str | None, bytes]] = {}
+    for tag in dataset.keys():
+        element = dataset.get_item(tag) if tag.group in GROUPS and tag.is_private else None
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+            word = 1 if element.is_little_endian else WORD_BYTES.get(element.VR or "", 1)
+            found[int(tag)] = (element.VR, _swapped(element.value, word))
+    return found
 
 
 def _private_creators(dataset: Dataset) -> Iterator[str]:

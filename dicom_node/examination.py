@@ -33,8 +33,10 @@ from dicom_node.content import (
     value_of,
 )
 from dicom_node.elements import CHARACTER_SET, Scanned, scan
-from dicom_node.errors import NotAnInstance
+from dicom_node.errors import InstanceRejected, NotAnInstance
+from dicom_node.private_values import private_values
 from dicom_node.rules import HEADER_KEYS, PRIVATE_CREATORS
+from dicom_node.syntaxes import TRANSFER_SYNTAXES
 
 NAMES = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 FROM_META = "TransferSyntaxUID"  # of the header values, the one that is no element
@@ -117,8 +119,12 @@ def examine(incoming: Incoming) -> Examined:
     NotAnInstance
         If it is no data set, has no usable UIDs, or is not what the command announced.
     InstanceRejected
-        If it is cut short.
+        If it is cut short, or its pixels could not be decoded. At negotiation no such syntax is
+        accepted; a file may have any.
     """
+    if incoming.transfer_syntax not in TRANSFER_SYNTAXES:
+        name = UID(incoming.transfer_syntax).name
+        raise InstanceRejected(f"transfer syntax {name} cannot be decoded here")
     return quick_look(incoming) or thorough_look(incoming)
 
 
@@ -212,7 +218,7 @@ def quick_header(found: Scanned, transfer_syntax: str) -> dict[str, Any]:
     """Return the same as `content.header_of`."""
     values = found.values
     character_set = values.get(CHARACTER_SET, (None, b""))[1]
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = private_values(values)
     for tag, keyword in HEADER_TAGS:
         encoded = values.get(tag)
         if encoded is None:

@@ -26,7 +26,8 @@ HEADER_KEYS = (
     *("DiffusionBValue", "ImagesInAcquisition", "FrameOfReferenceUID", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsAllocated"),
 )
-FRAMES, PRIVATE_CREATORS = "frames", "private_creators"  # the two keys that are no keyword
+FRAMES, PRIVATE_CREATORS = "frames", "private_creators"  # two more keys, that are no keywords
+TILES, LOCATIONS = "tiles", "locations"  # numbers of private elements (`private_values`)
 OUR_CREATOR = "DICOM-NODE AI-SR"
 OUR_IMAGE_TYPE = "AI_SR"
 MIN_SLICES = 16
@@ -64,13 +65,16 @@ class SeriesSummary:
     diffusion: str = ""
     echoes: int = 1
     volumes: int = 1
+    differing: str = ""  # in what the images at one position differ
     orientations: int = 1
+    stacks: str = ""
+    left_out: str = ""  # what lies beside the volume in the same series
 
 
 EVIDENCE = frozenset(
     """
-    own_output mixed derived localizer phase mosaic colour diffusion echoes volumes orientations
-    expected_slices
+    own_output mixed derived localizer phase mosaic colour diffusion echoes volumes differing
+    orientations stacks left_out expected_slices
     """.split()
 )
 CONTRASTS = ("T1", "T2", "T2*", "PD", "FLAIR", UNKNOWN)
@@ -161,17 +165,29 @@ def several(count: int, what: str) -> str:
     return f"{count} {what}" if count > 1 else ""
 
 
+def at_every_position(summary: SeriesSummary) -> str:
+    """Return how many images each position has, and in what they differ, unless that is said."""
+    if summary.mosaic or summary.diffusion or summary.echoes > 1:
+        return ""
+    count = several(summary.volumes, "images at every position")
+    return f"{count}, which differ in {summary.differing}" if summary.differing else count
+
+
 def said(pattern: str, evidence: str) -> str:
     """Return `pattern` filled with the evidence, or nothing where there is none."""
     return pattern.format(evidence) if evidence else ""
 
 
-# The first that says something decides; the order goes from what the objects are to how they look.
-REFUSALS: tuple[Callable[[SeriesSummary], str], ...] = (
+Refusal = Callable[[SeriesSummary], str]
+# What the objects are: the first that says something decides.
+NO_MR_IMAGES: tuple[Refusal, ...] = (
     lambda s: said("this is our own output ({}); it is never enhanced again", s.own_output),
     wrong_modality,
     wrong_storage,
     lambda s: said("the series mixes {}", s.mixed),
+)
+# What the images show: all that say something are named.
+NO_VOLUME: tuple[Refusal, ...] = (
     lambda s: said("this is a localizer ({})", s.localizer),
     lambda s: said("this is a mosaic ({}): many slices in one image, no stack", s.mosaic),
     lambda s: said("the images are derived, not acquired ({})", s.derived),
@@ -179,10 +195,18 @@ REFUSALS: tuple[Callable[[SeriesSummary], str], ...] = (
     lambda s: said("the images are in colour ({})", s.colour),
     lambda s: said("this is a diffusion series ({})", s.diffusion),
     lambda s: said("this is a multi-echo series ({})", several(s.echoes, "echo times")),
-    lambda s: said(
-        "this is a multi-volume series ({})", several(s.volumes, "images at every position")
-    ),
+    lambda s: said("this is a multi-volume series ({})", at_every_position(s)),
+    lambda s: said("the images are no single stack: they lie in {}", s.stacks),
 )
+
+
+def refusal_of(summary: SeriesSummary, min_slices: int) -> str:
+    """Return why no rule may take the series, or nothing."""
+    for refusal in NO_MR_IMAGES:
+        if refused := refusal(summary):
+            return refused
+    refused = "; also, ".join(filter(None, (refusal(summary) for refusal in NO_VOLUME)))
+    return refused or too_few_slices(summary, min_slices)
 
 
 def too_few_slices(summary: SeriesSummary, min_slices: int) -> str:
@@ -203,8 +227,7 @@ def decide(
 
     What is refused may still be forwarded, by the first rule that says forward or skip.
     """
-    refused = next(filter(None, (refusal(summary) for refusal in REFUSALS)), None)
-    refused = refused or too_few_slices(summary, min_slices)
+    refused = refusal_of(summary, min_slices)
     for rule in rules:
         if misses(summary, rule) or (refused and rule.action in ("enhance", "hold")):
             continue

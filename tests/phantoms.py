@@ -212,7 +212,14 @@ FAULTS: dict[str, Fault] = {
     "uneven": Fault(_one(_moved(2, 0.2)), GeometryError, "not evenly spaced"),
     "sheared": Fault(_sheared, GeometryError, "sheared"),
     "two orientations": Fault(
-        _one(_set(ImageOrientationPatient=TURNED)), GeometryError, "more than one orientation"
+        lambda paths: (
+            [edit(path, _set(ImageOrientationPatient=TURNED)) for path in paths[:6]] and None
+        ),
+        GeometryError,
+        "more than one orientation",
+    ),
+    "one slice turned": Fault(
+        _one(_set(ImageOrientationPatient=TURNED)), GeometryError, "1 slice.* missing at"
     ),
     "two pixel spacings": Fault(
         _one(_set(PixelSpacing=[2, 2])), GeometryError, "more than one PixelSpacing"

@@ -5,14 +5,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine
+from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
 from dicom_node.assembly.summary import summarise
 from dicom_node.rules import Decision, SeriesSummary, decide
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy
 from dicom_node.store import Store
 
-__all__ = ["Geometry", "InstanceHeader", "Verdict", "examine", "judge", "summarise", "tick"]
+__all__ = [
+    "Geometry",
+    "InstanceHeader",
+    "Verdict",
+    "examine",
+    "judge",
+    "summarise",
+    "tick",
+    "volume_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,8 @@ class Verdict:
 def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
     """Return what becomes of the series; `explain` and the live node both ask here.
 
-    A rule that skips wins over a hole: what is not ours need not be complete.
+    A rule that skips wins over a hole: what is not ours need not be complete. What lies beside the
+    volume in one series (`sr_engine.dicom.sorting`) needs no rule, and is not computed from.
     """
     summary = summarise(instances)
     decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
@@ -58,7 +68,8 @@ def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
         reason = f"Held: {geometry.reason}."
     elif decision.action == "enhance":
         event = "enqueue"
-        reason = f"Complete with {summary.slices} slices; waiting for a worker."
+        besides = f" Left out: {summary.left_out}." if summary.left_out else ""
+        reason = f"Complete with {summary.slices} slices; waiting for a worker.{besides}"
     return Verdict(
         event=event,
         reason=reason,
@@ -85,6 +96,11 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
         ):
             decided.append(job_id)
     return decided
+
+
+def volume_of(instances: Sequence[InstanceHeader]) -> frozenset[str]:
+    """Return the SOP instances that hold the volume of a series, or a part of it."""
+    return frozenset(one.sop_uid for one in measure(instances).images)
 
 
 def with_what_is_here(verdict: Verdict, gone: int, received: int) -> Verdict:

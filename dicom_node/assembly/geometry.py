@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.rules import FRAMES
+from dicom_node.rules import FRAMES, LOCATIONS
+from sr_engine.dicom.sorting import sort
 
 SAME_PLACE_MM = 0.01  # two images this near are two images of one slice
 ALONG_NORMAL_MM = 0.1  # how far a slice may lie beside the line through the first one
@@ -17,6 +18,7 @@ UNIT = 1e-2  # how far ImageOrientationPatient may be from two orthogonal unit v
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 NAMED = 3  # positions that a sentence about doubled ones names
 SPREAD = 4.0  # a smallest distance so far below the usual one is no slice distance
+FEW = 0.05  # of the instance numbers: so many gaps in them are lost images
 HOLE = 1000  # more missing slices in one place than that are no hole
 EQUAL = ("Rows", "Columns", "FrameOfReferenceUID")
 
@@ -45,16 +47,18 @@ class Geometry:
 class Stack:
     """The images of one series and their distinct places along the normal."""
 
-    images: tuple[InstanceHeader, ...]  # one for each frame
+    images: tuple[InstanceHeader, ...]  # one for each frame, of the volume that was meant
     orientations: int
     positions_mm: NDArray[np.float64]  # (slices,), increasing, along the first image's normal
     images_at: tuple[int, ...]  # (slices,), images at each position
     sideways_mm: float  # the farthest from the line along the normal
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is no part of the volume
+    left_out_words: str = ""
 
     @property
     def volumes(self) -> int:
-        """Return how many images every position has, 1 where they have different numbers."""
-        return self.images_at[0] if len(set(self.images_at)) == 1 else 1
+        """Return how many images the usual position has, 1 where only a few are doubled."""
+        return round(float(np.median(self.images_at))) if self.images_at else 1
 
 
 def examine(instances: Sequence[InstanceHeader], tolerance: float) -> Geometry:
@@ -75,8 +79,10 @@ def examine(instances: Sequence[InstanceHeader], tolerance: float) -> Geometry:
 
 
 def measure(instances: Sequence[InstanceHeader]) -> Stack:
-    """Return the images with their places, as far as the headers tell."""
-    images = tuple(frame for one in instances for frame in frames_of(one))
+    """Return the images of the volume with their places, as far as the headers tell."""
+    everything = [frame for one in instances for frame in frames_of(one)]
+    found = sort([one.header for one in everything])
+    images = tuple(everything[index] for index in found.chosen)
     placed = located(images)
     positions, images_at, sideways = places(placed)
     return Stack(
@@ -85,6 +91,8 @@ def measure(instances: Sequence[InstanceHeader]) -> Stack:
         positions_mm=positions,
         images_at=images_at,
         sideways_mm=sideways,
+        left_out=found.left_out,
+        left_out_words=found.words,
     )
 
 
@@ -266,16 +274,24 @@ def announced(stack: Stack, instances: Sequence[InstanceHeader]) -> int | None:
     NumberOfFrames counts the frames of one Enhanced object. ImagesInAcquisition counts an
     acquisition, which is this series only if it is one, and not if several series share it.
     """
+    left_out = sum(stack.left_out.values())
     if len(instances) == 1 and FRAMES in instances[0].header:
         frames = number(instances[0].header.get("NumberOfFrames"))
-        return None if frames is None else int(frames)
-    hints = {number(one.header.get("ImagesInAcquisition")) for one in stack.images}
+        return None if frames is None else int(frames) - left_out
     acquisitions = {str(one.header.get("AcquisitionNumber")) for one in stack.images}
-    hint = hints.pop() if len(hints) == 1 else None
+    hint = agreed(stack, "ImagesInAcquisition") or agreed(stack, LOCATIONS)
     slices = len(stack.positions_mm)
     if hint is None or hint < slices or len(acquisitions) > 1 or len(stack.images) != slices:
         return None
+    if left_out:
+        return None  # the acquisition may count what we do not
     return None if shared_acquisition(stack, int(hint)) else int(hint)
+
+
+def agreed(stack: Stack, keyword: str) -> float | None:
+    """Return the number that all images state, None where they do not agree."""
+    stated = {number(one.header.get(keyword)) for one in stack.images}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def shared_acquisition(stack: Stack, hint: int) -> bool:
@@ -288,6 +304,28 @@ def shared_acquisition(stack: Stack, hint: int) -> bool:
 def unfinished(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
     """Return how many of the announced slices are not there."""
     expected, slices = announced(stack, instances), len(stack.positions_mm)
-    if expected is None or slices >= expected:
+    if expected is not None and slices < expected:
+        return f"{slices} of {expected} announced slices are there"
+    return unnumbered(stack, instances) if expected is None else ""
+
+
+def unnumbered(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
+    """Return which instance numbers are not there, although the places have no hole.
+
+    With nothing else announced they are the only trace of a lost end slice: the first one, or,
+    where a scanner counts slices as it acquires them, any. Some scanners count in steps or begin
+    with another number than 1, so only a few gaps, and a lost number 1, are believed.
+    """
+    stated = [number(one.header.get("InstanceNumber")) for one in instances]
+    found = sorted({int(one) for one in stated if one is not None})
+    if FRAMES in stack.images[0].header or len(found) < len(instances):
         return ""
-    return f"{slices} of {expected} announced slices are there"
+    expected = range(1 if found[0] == 2 else found[0], found[-1] + 1)
+    lost = sorted(set(expected) - set(found))
+    if not lost or len(lost) > max(1, len(found) * FEW):
+        return ""
+    few = ", ".join(map(str, lost[:NAMED]))
+    return (
+        f"the numbers of the images run from {expected[0]} to {found[-1]} and {few} "
+        f"{'is' if len(lost) == 1 else 'are'} missing, so a slice at an end may be"
+    )

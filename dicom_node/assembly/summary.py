@@ -12,9 +12,11 @@ from dicom_node.rules import (
     OUR_CREATOR,
     OUR_IMAGE_TYPE,
     PRIVATE_CREATORS,
+    TILES,
     UNKNOWN,
     SeriesSummary,
 )
+from sr_engine.dicom.sorting import NOT_MAGNITUDE, SMALLEST_STACK, orientations
 
 STORAGE = {MRImageStorage: "MR", EnhancedMRImageStorage: "Enhanced MR"}
 OUR_MANUFACTURER, OUR_MODEL = "DICOM-NODE", "AI-SR"
@@ -38,9 +40,13 @@ OTHER_PARTS = {
 }
 HEAD_WORDS = frozenset({"brain", "head", "skull", "cerebral", "cranial", "neuro"})
 
-PHASES = frozenset(
-    {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP", "MIXED"}
+TILED = frozenset({"MOSAIC", "VFRAME"})  # Siemens, and United Imaging
+# What differs from one volume to the next at the same place.
+VOLUME_KEYS = (
+    *("EchoTime", "TemporalPositionIdentifier", "DiffusionBValue", "InversionTime", "FlipAngle"),
+    *("RepetitionTime", "AcquisitionNumber"),
 )
+NAMED = 4  # stacks that a sentence names
 DIFFUSION_TYPES = frozenset({"DIFFUSION", "ADC", "FA", "TRACEW", "TENSOR"})
 DIFFUSION_WORDS = frozenset({"dti", "dwi", "adc", "tracew", "diffusion", "diff", "dki", "hardi"})
 LOCALIZERS = ("localizer", "localiser", "scout", "survey", "3-plane", "3 plane", "3plane")
@@ -90,13 +96,16 @@ def evidence(stack: Stack, instances: Sequence[InstanceHeader]) -> dict[str, Any
         "mixed": mixed(images),
         "derived": first_found(derived(header) for header in images),
         "localizer": localizer(first),
-        "phase": first_found(image_type(header, PHASES) for header in images) or component(first),
-        "mosaic": image_type(first, {"MOSAIC"}),
+        "phase": first_found(no_magnitude(header) for header in images),
+        "mosaic": mosaic(images),
         "colour": colour(first),
         "diffusion": diffusion(images),
         "echoes": echoes(stack),
         "volumes": max(stack.volumes, time_points(first)),
+        "differing": differing(stack),
         "orientations": stack.orientations,
+        "stacks": stacks(images),
+        "left_out": stack.left_out_words,
     }
 
 
@@ -275,10 +284,11 @@ def image_type(header: Header, unwanted: Iterable[str]) -> str:
     return f"ImageType {found}" if found else ""
 
 
-def component(header: Header) -> str:
-    """Return the ComplexImageComponent unless it is magnitude."""
-    found = text(header, "ComplexImageComponent").upper()
-    return f"ComplexImageComponent {found}" if found in PHASES else ""
+def no_magnitude(header: Header) -> str:
+    """Return by what an image shows that it is no magnitude."""
+    component = text(header, "ComplexImageComponent").upper()
+    said = f"ComplexImageComponent {component}" if component in NOT_MAGNITUDE else ""
+    return image_type(header, NOT_MAGNITUDE) or said
 
 
 def colour(header: Header) -> str:
@@ -312,6 +322,35 @@ def echoes(stack: Stack) -> int:
         and not (turned and text(one.header, "ImageOrientationPatient") != same)
     }
     return max(1, len(times))
+
+
+def mosaic(images: Sequence[Header]) -> str:
+    """Return by what the series shows that its images are made of tiles."""
+    said = first_found(image_type(header, TILED) for header in images)
+    tiles = max(number(header.get(TILES)) or 0.0 for header in images)
+    return said or (f"{tiles:g} tiles in an image" if tiles > 1 else "")
+
+
+def differing(stack: Stack) -> str:
+    """Return in what the images at one place differ, by the attributes that make volumes."""
+    if stack.volumes < 2:
+        return ""
+    found = []
+    for keyword in VOLUME_KEYS:
+        values = {text(one.header, keyword) for one in stack.images}
+        if 1 < len(values) <= len(stack.images) // len(stack.positions_mm):
+            found.append(keyword)
+    return " and ".join(found)
+
+
+def stacks(images: Sequence[Header]) -> str:
+    """Return how many images each orientation has, where there is more than one of them."""
+    counts = sorted(orientations(images), reverse=True)
+    if len(counts) < 2:
+        return ""
+    if counts[1] < SMALLEST_STACK:
+        return f"{len(counts)} orientations"
+    return f"{len(counts)} orientations with {', '.join(map(str, counts[:NAMED]))} images"
 
 
 def time_points(header: Header) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,11 @@ REFUSED = 1
 def explain(arguments: argparse.Namespace) -> int:
     """Say what would become of files, and why; one answer per series."""
     settings = settings_of(arguments)
-    series: dict[str, list[InstanceHeader]] = defaultdict(list)
     refused: list[str] = []
-    for path in (file for given in arguments.path for file in files_below(given)):
-        try:
-            examined = look_at(path)
-        except InstanceRejected as error:
-            refused.append(f"{path}: {one_line(error)}")
-        else:
-            header = InstanceHeader(sop_uid=examined.sop_uid, header=examined.header)
-            series[examined.series_uid].append(header)
+    series: dict[str, list[InstanceHeader]] = defaultdict(list)
+    for one in distinct(arguments.path, refused):
+        header = InstanceHeader(sop_uid=one.sop_uid, header=one.header)
+        series[one.series_uid].append(header)
     answers = [answer(uid, headers, judge(headers, settings)) for uid, headers in series.items()]
     if arguments.json:
         print_json(answers)
@@ -40,6 +35,25 @@ def explain(arguments: argparse.Namespace) -> int:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         print(f"dicom-node explain: would refuse {refused[0]}{more}", file=sys.stderr)
     return REFUSED if refused else 0
+
+
+def distinct(paths: Iterable[Path], refused: list[str]) -> Iterator[Examined]:
+    """Yield each instance once, as the node keeps it; note in `refused` what it would refuse.
+
+    Of an image that comes again in another encoding the pixels are not compared here.
+    """
+    known: dict[str, str] = {}
+    for path in (file for given in paths for file in files_below(given)):
+        try:
+            one = look_at(path)
+        except InstanceRejected as error:
+            refused.append(f"{path}: {one_line(error)}")
+            continue
+        if one.sop_uid not in known:
+            known[one.sop_uid] = one.attributes_sha256
+            yield one
+        elif known[one.sop_uid] != one.attributes_sha256:
+            refused.append(f"{path}: SOP instance {one.sop_uid} is known with other attributes")
 
 
 def look_at(path: Path) -> Examined:

@@ -5,25 +5,11 @@ from datetime import UTC, datetime
 from weakref import WeakKeyDictionary
 
 from pydicom import Dataset
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
+from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     Verification,
@@ -44,24 +30,15 @@ from dicom_node.network.transport import Listener, Policy, close, listen
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Store
+from dicom_node.syntaxes import TRANSFER_SYNTAXES
 
-# In the order of our preference: the first that a peer offers as well is taken.
-TRANSFER_SYNTAXES = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-    RLELossless,
-    # Taken, because the scanner's only copy is better than none; the reader tells that they lost.
-    JPEG2000,
-    JPEGLSNearLossless,
-    JPEGExtended12Bit,
-    JPEGBaseline8Bit,
+# Not of the standard, but scanners send them among the images: Siemens CSA non-image, Philips MR
+# spectrum, series data and exam card.
+PRIVATE_STORAGE = (
+    "1.3.12.2.1107.5.9.1",
+    *(f"1.3.46.670589.11.0.0.12.{kind}" for kind in (1, 2, 4)),
 )
+ALL = "all"
 NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
 
 log = telemetry.get_logger()
@@ -200,9 +177,20 @@ def _entity(settings: Settings) -> AE:
     ae.add_supported_context(
         str(commitment.abstract_syntax), commitment.transfer_syntax, scu_role=True, scp_role=True
     )
-    for sop_class in settings.node.storage_classes:
+    for sop_class in storage_classes(settings):
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     return ae
+
+
+def storage_classes(settings: Settings) -> tuple[str, ...]:
+    """Return the SOP classes that are accepted, "all" written out."""
+    stated = settings.node.storage_classes
+    if ALL not in stated:
+        return stated
+    standard = (str(each.abstract_syntax) for each in AllStoragePresentationContexts)
+    return tuple(
+        dict.fromkeys((*standard, *PRIVATE_STORAGE, *(each for each in stated if each != ALL)))
+    )
 
 
 def _policy(settings: Settings) -> Policy:

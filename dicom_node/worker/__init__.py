@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import pixel_files, release_gate, telemetry
+from dicom_node.assembly import InstanceHeader, volume_of
 from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUnavailable
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
@@ -136,8 +137,7 @@ class Worker:
     def _attempt(self, job: ClaimedJob, folder: Path) -> None:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
-        instances = self._store.series.instances(job.series_id)
-        order = Order(paths=tuple(one.path for one in instances), folder=folder, job=row)
+        order = Order(paths=source_paths(self._store, job.series_id), folder=folder, job=row)
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
             result = self._engine(order, self._settings, watch.progress)
@@ -315,8 +315,16 @@ def gate_again(store: Store, job: JobRow) -> Sequence[release_gate.Finding]:
         if not one.path.is_file() or file_sha256(one.path) != one.sha256:
             raise GateRefused(f"job {job.id}: the kept result {one.path} is gone or was changed")
     provenance = from_dataset(dcmread(kept[0].path, stop_before_pixels=True))
-    sources = [one.path for one in store.series.instances(job.series_id)]
+    sources = source_paths(store, job.series_id)
     return release_gate.check([one.path for one in kept], sources, provenance)
+
+
+def source_paths(store: Store, series_id: int) -> tuple[Path, ...]:
+    """Return the files of a series that hold its volume; others in the series are left out."""
+    rows = store.series.instances(series_id)
+    headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
+    meant = volume_of(headers)
+    return tuple(row.path for row in rows if row.sop_uid in meant)
 
 
 def derived_series(result: "EnhanceResult") -> DerivedSeries:

@@ -6,10 +6,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, EnhancedMRImageStorage, MRImageStorage
 
 from sr_engine.dicom.headers import number, numbers, sop_uid, text, texts
+from sr_engine.dicom.sorting import NOT_MAGNITUDE
 from sr_engine.errors import UnsupportedInput
 
-# ImageType values (from the third on) of images that are no magnitude.
-NOT_MAGNITUDE = {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP"}
 OWN_IMAGE_TYPE = "AI_SR"
 SIEMENS_HEADER = (0x0019, "SIEMENS MR HEADER", 0x0A)  # NumberOfImagesInMosaic
 
@@ -45,6 +44,8 @@ def _mosaic(dataset: Dataset) -> str | None:
 
 
 def _not_magnitude(dataset: Dataset) -> str | None:
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return None  # each frame is asked by itself
     component = text(dataset, "ComplexImageComponent")
     odd = NOT_MAGNITUDE.intersection(texts(dataset, "ImageType")[2:])
     if odd:

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
-from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from sr_engine.dicom.headers import number, sop_uid, text
 from sr_engine.dicom.proportion import refuse_too_many_pixels
@@ -17,6 +17,7 @@ LOSSY = {
     JPEGExtended12Bit: "ISO_10918_1",
     JPEGLSNearLossless: "ISO_14495_1",
     JPEG2000: "ISO_15444_1",
+    HTJ2K: "ISO_15444_15",
 }
 LOSSY_KEYWORDS = (
     "LossyImageCompression",

@@ -24,6 +24,7 @@ from sr_engine.dicom.headers import (
     text,
     texts,
 )
+from sr_engine.dicom.sorting import sort
 from sr_engine.errors import HeaderError, UnsupportedInput
 
 __all__ = ["SourceSeries", "read_headers", "read_series"]
@@ -78,12 +79,16 @@ def read_series(paths: Iterable, *, tolerance_mm: float = 0.01) -> SourceSeries:
     """
     datasets = [read_dataset(path) for path in expand(paths)]
     datasets = [dataset for dataset in datasets if not is_directory(dataset)]
+    datasets = [datasets[index] for index in sort(datasets).chosen]
     _refuse_mixture(datasets)
     frames = [frame for dataset in datasets for frame in _frames(dataset)]
+    frames = [frames[index] for index in sort([header for header, _ in frames]).chosen]
     headers = [header for header, _ in frames]
+    for header in headers:
+        _refuse_unfit_frame(header)
     stack = geometry.stack_of(headers, tolerance_mm=tolerance_mm)
     ordered = [headers[index] for index in stack.order]
-    array = np.stack([frames[index][1] for index in stack.order])
+    array = np.stack([pixels.rescaled(frames[n][1], headers[n]) for n in stack.order])
     return _source(ordered, array, stack, multiframe=_is_enhanced(datasets[0]))
 
 
@@ -112,16 +117,12 @@ def _is_enhanced(dataset: Dataset) -> bool:
 
 
 def _frames(dataset: Dataset) -> list[tuple[Dataset, np.ndarray]]:
-    """Return header and scanner-unit pixels of each slice in one file."""
+    """Return header and stored values of each slice in one file."""
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
         if required(dataset, keyword, 1)[0] < 1:
             raise HeaderError(f"{keyword} of {sop_uid(dataset)} is 0")
     with refusing_damage(dataset):
         headers = enhanced.flatten(dataset) if _is_enhanced(dataset) else [dataset]
-        for header in headers:
-            refuse_unfit(header)
-            for keyword, count in geometry.PLANE.items():
-                required(header, keyword, count)
     stored = pixels.decode(dataset)
     stored = stored.reshape(len(headers), *stored.shape[-2:])
     pixels.note_lossy_compression(dataset)
@@ -130,10 +131,15 @@ def _frames(dataset: Dataset) -> list[tuple[Dataset, np.ndarray]]:
             if keyword in dataset:
                 header[keyword] = dataset[keyword]
     del dataset.PixelData
-    return [
-        (header, pixels.rescaled(plane, header))
-        for header, plane in zip(headers, stored, strict=True)
-    ]
+    return list(zip(headers, stored, strict=True))
+
+
+def _refuse_unfit_frame(header: Dataset) -> None:
+    """Refuse a slice that is no magnitude image with a place."""
+    with refusing_damage(header):
+        refuse_unfit(header)
+        for keyword, count in geometry.PLANE.items():
+            required(header, keyword, count)
 
 
 def _source(

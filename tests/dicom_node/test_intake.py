@@ -333,3 +333,11 @@ def test_no_patient_attribute_reaches_the_store(take, store, capsys):
     audit = [row.fields for row in store.audit.listing()]
     everything = json.dumps([rows, audit, store.series.listing()]) + "".join(capsys.readouterr())
     assert PATIENT not in everything and "RIG-4711" not in everything
+
+
+def test_a_file_in_a_syntax_that_nobody_here_can_decode_is_refused(take, store):
+    file = encoded(make_instance()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0")
+
+    with pytest.raises(InstanceRejected, match="cannot be decoded here"):
+        take(file)
+    assert not store.series.all_instances()

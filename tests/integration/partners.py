@@ -14,6 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydicom
+from pynetdicom import AE
+
 from dicom_node.settings import load_settings
 from dicom_node.store import open_store
 
@@ -277,3 +280,31 @@ def run_storescu(
         ],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
+
+
+def send_folder(port: int, folder: Path, seconds: float = 600) -> str:
+    """Send the files of a folder as they are encoded, with dcmsend; return what it printed."""
+    done = subprocess.run(
+        [
+            find_program("dcmsend"), "-v", "-aet", "SCANNER", "-aec", "SRNODE", "+sd", "+r",
+            "--timeout", "60", "--dimse-timeout", "120", "127.0.0.1", str(port), str(folder),
+        ],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def send_as_is(port: int, paths: Sequence[Path]) -> list[str]:
+    """Send files byte for byte, whatever is wrong with them; return status and comment of each."""
+    told = []
+    for path in paths:
+        meta = pydicom.dcmread(path, stop_before_pixels=True).file_meta
+        entity = AE(ae_title="SCANNER")
+        entity.add_requested_context(meta.MediaStorageSOPClassUID, [meta.TransferSyntaxUID])
+        association = entity.associate("127.0.0.1", port, ae_title="SRNODE")
+        assert association.is_established
+        status = association.send_c_store(path)
+        association.release()
+        told.append(f"{status.get('Status', 0):04X} {status.get('ErrorComment', '')}")
+    return told

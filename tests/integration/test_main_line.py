@@ -9,11 +9,7 @@ import pytest
 
 from tests import phantoms
 from tests.integration import marks
-from tests.integration.partners import (
-    Node,
-    storescu,
-    wait_for,
-)
+from tests.integration.partners import Node, storescu
 from tests.validators import errors
 
 ADMIT_ANY_MR = """
@@ -184,39 +180,3 @@ def test_the_same_patient_point_lies_at_the_same_place(
     assert np.abs(found - corners).max() < 0.01
     source = [pydicom.dcmread(path) for path in sources]
     assert median_brightness(derived) == pytest.approx(median_brightness(source), rel=0.02)
-
-
-@pytest.mark.slow
-def test_every_series_that_is_not_ours_is_skipped_or_held_with_its_reason(
-    programs, shared_series, small_weights, tmp_path
-):
-    expected = {
-        "p03-siemens-prisma-3t-t1fl2d-sag-hfs": ("SKIPPED", "field"),
-        "p22-siemens-mosaic-fmri": ("SKIPPED", "mosaic"),
-        "p24-siemens-phase-gre": ("SKIPPED", "phase"),
-        "p26-philips-intera-1p5t-survey": ("SKIPPED", ""),
-        "p27-ge-3plane-loc-gauss": ("SKIPPED", ""),
-        "p28-mr-secondary-capture-rgb": ("SKIPPED", ""),
-        "p29-ct-stack": ("SKIPPED", "CT"),
-        "p30-phoenix-sr": ("SKIPPED", ""),
-        "p37-siemens-localizer-prisma": ("SKIPPED", ""),
-    }
-    node = Node(tmp_path / "node", engine=engine(small_weights)).start()
-    try:
-        uids = {}
-        for name in expected:
-            paths = sorted(path for path in shared_series(name).rglob("*") if path.is_file())
-            uids[name] = pydicom.dcmread(paths[0], force=True).SeriesInstanceUID
-            submitted = node.cli("submit", *map(str, paths))
-            assert submitted.returncode == 0, submitted.stderr
-        wait_for(
-            "all series are decided",
-            lambda: all(row["state"] == "SKIPPED" for row in node.jobs()),
-            60,
-        )
-        for name, (state, fragment) in expected.items():
-            row = node.job(uids[name])
-            assert row["state"] == state, (name, row)
-            assert fragment.lower() in row["reason"].lower(), (name, row["reason"])
-    finally:
-        assert node.stop() == 0

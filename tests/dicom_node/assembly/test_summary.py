@@ -117,12 +117,6 @@ def test_every_position_twice_is_a_multi_volume_series():
     assert "2 images at every position" in judge(both, Settings()).reason
 
 
-def test_a_stray_object_among_the_images_is_named():
-    strange = [*stack(range(20)), slice_at(21, 99, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")]
-
-    assert "mixes MR as MR and MR as Secondary Capture" in judge(strange, Settings()).reason
-
-
 def test_no_reason_quotes_free_text_of_the_scanner():
     secret = {"SeriesDescription": "DOE^JOHN scout knee", "BodyPartExamined": None}
 

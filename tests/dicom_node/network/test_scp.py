@@ -16,13 +16,21 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    MRImageStorage,
+    RawDataStorage,
+    SecondaryCaptureImageStorage,
+    Verification,
+)
 
 from dicom_node.errors import NodeError
 from dicom_node.network import pynetdicom_scu, scu
 from dicom_node.network.rejection import notice_rejection
 from dicom_node.network.scp import NodeScp
 from dicom_node.retry import Fault
+from dicom_node.syntaxes import TRANSFER_SYNTAXES
 from tests.rigs import (
     MR,
     SOURCE,
@@ -87,6 +95,43 @@ def test_instance_is_stored_as_sent(node, tmp_path, syntax):
     assert row.path.read_bytes().endswith(encoded(make_instance(), syntax)[400:])
 
 
+REFUSED_SYNTAXES = (
+    "1.2.840.10008.1.2.4.110",  # JPEG XL lossless
+    "1.2.840.10008.1.2.4.100",  # MPEG-2
+    "1.2.840.10008.1.2.4.94",  # JPIP: the pixels are elsewhere
+    "1.2.840.10008.1.2.1.98",  # encapsulated uncompressed
+    "1.2.840.113619.5.2",  # GE, implicit big endian
+)
+
+
+def test_each_syntax_is_negotiated_that_can_be_decoded_and_no_other(node):
+    entity = AE(ae_title="MR1")
+    for syntax in (*TRANSFER_SYNTAXES, *REFUSED_SYNTAXES):
+        entity.add_requested_context(MRImageStorage, syntax)
+    association = entity.associate("127.0.0.1", node.scp.port, ae_title="SRNODE")
+
+    accepted = [context.transfer_syntax[0] for context in association.accepted_contexts]
+    refused = {context.result for context in association.rejected_contexts}
+    association.release()
+
+    assert accepted == list(TRANSFER_SYNTAXES)
+    assert refused == {4}  # transfer syntaxes not supported (PS3.8 Table 9-18)
+    assert len(association.rejected_contexts) == len(REFUSED_SYNTAXES)
+
+
+@pytest.mark.parametrize(
+    "sop_class",
+    [EnhancedMRImageStorage, SecondaryCaptureImageStorage, RawDataStorage, "1.3.12.2.1107.5.9.1"],
+)
+def test_what_comes_with_a_study_is_not_refused_at_negotiation(node, sop_class):
+    entity = AE(ae_title="MR1")
+    entity.add_requested_context(sop_class)
+    association = entity.associate("127.0.0.1", node.scp.port, ae_title="SRNODE")
+
+    assert association.is_established and len(association.accepted_contexts) == 1
+    association.release()
+
+
 def test_echo_is_answered(node):
     scu.echo(node.peer, "MR1")
 
@@ -119,10 +164,11 @@ def test_peer_that_is_no_source_may_echo_but_not_store(tmp_path):
         assert node.store.ledger().acknowledged == 0
 
 
-def test_storage_class_that_is_not_configured_gets_no_context(node):
+def test_storage_class_that_is_not_configured_gets_no_context(tmp_path):
     ae = AE(ae_title="MR1")
     ae.add_requested_context(CTImageStorage)
-    association = ae.associate("127.0.0.1", node.scp.port, ae_title="SRNODE")
+    with running_node(tmp_path, node={"storage_classes": [MR]}) as node:
+        association = ae.associate("127.0.0.1", node.scp.port, ae_title="SRNODE")
 
     assert not association.is_established and association.rejected_contexts
 

@@ -4,14 +4,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pydicom.uid import (
-    JPEG2000,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    RLELossless,
-)
 
 from sr_engine.dicom.reader import field_strength_t, read_headers, read_series
 from sr_engine.dicom.scanner import PATIENT_NAME, write_acquisition
@@ -157,51 +149,6 @@ def test_bits_above_the_high_bit_are_no_pixels(tmp_path):
         phantoms.edit(path, overlay)
 
     assert np.array_equal(read_series(phantom.paths).volume.array, phantom.volume.array)
-
-
-@pytest.mark.parametrize(
-    "syntax",
-    [JPEG2000Lossless, JPEGLSLossless, RLELossless, ImplicitVRLittleEndian, ExplicitVRBigEndian],
-)
-def test_lossless_transfer_syntaxes_give_the_same_pixels(syntax, tmp_path):
-    phantom = phantoms.corner_series(tmp_path)
-    for path in phantom.paths:
-        _transcode(path, syntax)
-
-    source = read_series(phantom.paths)
-
-    assert np.array_equal(source.volume.array, phantom.volume.array)
-    assert not source.lossy
-
-
-def _transcode(path, syntax, **options):
-    dataset = pydicom.dcmread(path)
-    if syntax.is_compressed:
-        dataset.compress(syntax, generate_instance_uid=False, **options)
-        dataset.save_as(path)
-        return
-    if not syntax.is_little_endian:
-        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    pydicom.dcmwrite(
-        path,
-        dataset,
-        implicit_vr=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
-        force_encoding=True,
-    )
-
-
-def test_a_lossy_transfer_syntax_marks_the_series_with_ratio_and_method(tmp_path):
-    phantom = phantoms.corner_series(tmp_path)
-    for path in phantom.paths:
-        _transcode(path, JPEG2000, j2k_cr=[2])
-
-    source = read_series(phantom.paths)
-
-    assert source.lossy
-    assert source.headers[0].LossyImageCompressionMethod == "ISO_15444_1"
-    assert float(source.headers[0].LossyImageCompressionRatio) > 1
 
 
 def test_one_frame_in_classic_mr_is_accepted(tmp_path):

@@ -1,0 +1,141 @@
+"""Which images of a series are the volume that was meant, and what the others are.
+
+Scanners keep more than one thing under one Series Instance UID: a phase image beside every
+magnitude, a scout before the stack, a Raw Data object behind it. The service asks here before it
+decides about a series, and the reader before it makes a volume of one: they must not disagree.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
+
+from sr_engine.dicom.headers import DAMAGED
+
+# ImageType values (from the third on) and components of images that are no magnitude.
+NOT_MAGNITUDE = frozenset(
+    {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY MAP", "MIXED"}
+)
+SMALLEST_STACK = 4  # fewer images in one orientation are a scout, no volume
+FEW = 0.25  # scouts are at most so many, as a part of the stack beside them
+UNIT = 0.1  # how far direction cosines may be from unit vectors to be any
+SAME_PLANE = 0.05  # difference of direction cosines: about three degrees
+
+Header = Dataset | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted:
+    """The volume of a series, by the places of its images in what was sorted."""
+
+    chosen: tuple[int, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what the others are -> how many
+
+    @property
+    def words(self) -> str:
+        """Return what was left out as people read it, nothing if that is nothing."""
+        return ", ".join(f"{count} ({what})" for what, count in self.left_out.items())
+
+
+def sort(headers: Sequence[Header]) -> Sorted:
+    """Return the images that make one volume; all of them, where nothing says which are meant.
+
+    Parameters
+    ----------
+    headers
+        One per image: a frame of an Enhanced object is one.
+    """
+    chosen, left_out = list(range(len(headers))), Counter[str]()
+    for what, is_one in COMPANIONS:
+        others = [index for index in chosen if not is_one(headers[index])]
+        if others:
+            left_out[what] += len(chosen) - len(others)
+            chosen = others
+    scouts = _scouts([headers[index] for index in chosen])
+    left_out["in another orientation"] = len(scouts)
+    chosen = [index for place, index in enumerate(chosen) if place not in scouts]
+    return Sorted(chosen=tuple(chosen), left_out={k: n for k, n in left_out.items() if n})
+
+
+def orientations(headers: Iterable[Header]) -> list[int]:
+    """Return how many images each orientation has, those that state none left out."""
+    return [len(group) for group in _planes(list(headers))]
+
+
+def _values(header: Header, keyword: str) -> list[str]:
+    """Return the values of an attribute as upper-case texts."""
+    try:
+        value = header.get(keyword)
+    except DAMAGED:  # whoever needs the value will say so
+        return []
+    if value is None or value == "":
+        return []
+    parts = [value] if isinstance(value, str | int | float) else value
+    return [str(part).strip().upper() for part in parts]
+
+
+def _is_no_image(header: Header) -> bool:
+    return _values(header, "SOPClassUID") not in ([MRImageStorage], [EnhancedMRImageStorage])
+
+
+def _is_derived(header: Header) -> bool:
+    return _values(header, "ImageType")[:1] == ["DERIVED"]
+
+
+def _is_localizer(header: Header) -> bool:
+    return "LOCALIZER" in _values(header, "ImageType")
+
+
+def _is_no_magnitude(header: Header) -> bool:
+    said = {*_values(header, "ImageType")[2:], *_values(header, "ComplexImageComponent")}
+    return not NOT_MAGNITUDE.isdisjoint(said)
+
+
+# What may lie beside a volume, each left out where anything else is there.
+COMPANIONS = (
+    ("no MR image", _is_no_image),
+    ("derived", _is_derived),
+    ("localizer", _is_localizer),
+    ("phase, real or imaginary", _is_no_magnitude),
+)
+
+
+def _scouts(headers: Sequence[Header]) -> set[int]:
+    """Return the few images beside the only orientation that has enough of them for a stack."""
+    groups = sorted(_planes(headers), key=len, reverse=True)
+    if len(groups) < 2 or len(groups[1]) >= SMALLEST_STACK:
+        return set()
+    scouts = {index for group in groups[1:] for index in group}
+    return scouts if len(scouts) <= FEW * len(groups[0]) else set()
+
+
+def _planes(headers: Sequence[Header]) -> list[list[int]]:
+    """Return the images of each orientation; one that states none belongs to none."""
+    found: list[tuple[np.ndarray, list[int]]] = []
+    for index, header in enumerate(headers):
+        cosines = _cosines(header)
+        if cosines is None:
+            continue
+        for other, members in found:
+            if np.abs(cosines - other).max() <= SAME_PLANE:
+                members.append(index)
+                break
+        else:
+            found.append((cosines, [index]))
+    return [members for _, members in found]
+
+
+def _cosines(header: Header) -> np.ndarray | None:
+    """Return ImageOrientationPatient, None unless it is two unit vectors."""
+    try:
+        cosines = np.array([float(value) for value in _values(header, "ImageOrientationPatient")])
+    except ValueError:
+        return None
+    if len(cosines) != 6:
+        return None
+    lengths = np.linalg.norm(cosines.reshape(2, 3), axis=1)
+    return cosines if bool(np.all(np.abs(lengths - 1) <= UNIT)) else None

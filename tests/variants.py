@@ -1,0 +1,124 @@
+"""Synthetic series as other scanners send them: Enhanced, and with more than one volume inside."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import EnhancedMRImageStorage, RawDataStorage, generate_uid
+
+Change = Callable[[Dataset], None]
+
+
+def setting(**values: Any) -> Change:
+    """Return a change that sets attributes by keyword."""
+
+    def change(dataset: Dataset) -> None:
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+def add_copy(path: Path, name: str, change: Change) -> Path:
+    """Write a changed copy of an instance beside it, under a UID of its own."""
+    dataset = pydicom.dcmread(path)
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(dataset.SOPInstanceUID), name])
+    change(dataset)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    target = path.with_name(f"{name}-{path.name}")
+    dataset.save_as(target)
+    return target
+
+
+def add_copies(paths: Sequence[Path], name: str, change: Change) -> list[Path]:
+    """Write a changed copy of every instance beside it."""
+    return [add_copy(path, name, change) for path in paths]
+
+
+def turned(dataset: Dataset) -> None:
+    """Turn the plane about its row direction by a right angle."""
+    cosines = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+    dataset.ImageOrientationPatient = [*cosines[0], *np.cross(cosines[0], cosines[1])]
+
+
+def raw_data(dataset: Dataset) -> None:
+    """Make a Raw Data object of an image."""
+    dataset.SOPClassUID = RawDataStorage
+    for keyword in ("PixelData", "Rows", "Columns", "ImageType", "PixelSpacing"):
+        delattr(dataset, keyword)
+    dataset.ImagePositionPatient = dataset.ImageOrientationPatient = None
+
+
+def ge_phase(dataset: Dataset) -> None:
+    """Say in GE's private way that the image is a phase image."""
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+    dataset.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x2F, "SS", 1)
+
+
+def frame_groups(dataset: Dataset) -> Dataset:
+    """Return the functional groups of a classic image that vary from frame to frame."""
+    groups = {
+        "PlanePositionSequence": ("ImagePositionPatient",),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+        "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+        "MRTimingAndRelatedParametersSequence": ("RepetitionTime", "FlipAngle", "EchoTrainLength"),
+    }
+    frame = Dataset()
+    for group, keywords in groups.items():
+        item = Dataset()
+        for keyword in keywords:
+            setattr(item, keyword, dataset.get(keyword))
+        setattr(frame, group, Items([item]))
+    echo, modifier, kind, value = Dataset(), Dataset(), Dataset(), Dataset()
+    echo.EffectiveEchoTime = float(dataset.EchoTime)
+    modifier.InversionRecovery, modifier.InversionTimes = "YES", [float(dataset.InversionTime)]
+    modifier.Spoiling = "RF"
+    kind.FrameType = [*dataset.ImageType[:2], "T1", "NONE"]
+    kind.ComplexImageComponent = dataset.get("ComplexImageComponent", "MAGNITUDE")
+    value.RescaleSlope = dataset.get("RescaleSlope", 1)
+    value.RescaleIntercept = dataset.get("RescaleIntercept", 0)
+    value.RescaleType = "US"
+    frame.MREchoSequence, frame.MRModifierSequence = Items([echo]), Items([modifier])
+    frame.MRImageFrameTypeSequence = Items([kind])
+    frame.PixelValueTransformationSequence = Items([value])
+    return frame
+
+
+def write_enhanced(paths: Sequence[Path], target: Path, **root: Any) -> Path:
+    """Write classic instances as one Enhanced MR object, in the order given.
+
+    Parameters
+    ----------
+    root
+        Attributes of the object by keyword; the component is MIXED where the frames differ.
+    """
+    images = [pydicom.dcmread(path) for path in paths]
+    made = pydicom.dcmread(paths[0])
+    frames = [frame_groups(image) for image in images]
+    for group in frames[0]:
+        for keyword in [element.keyword for element in group.value[0]]:
+            if keyword in made:
+                delattr(made, keyword)
+    components = {frame.MRImageFrameTypeSequence[0].ComplexImageComponent for frame in frames}
+    made.ComplexImageComponent = components.pop() if len(components) == 1 else "MIXED"
+    for keyword in ("EchoTime", "InversionTime", "ScanningSequence", "SequenceVariant"):
+        if keyword in made:
+            delattr(made, keyword)
+    made.SOPClassUID = EnhancedMRImageStorage
+    made.SOPInstanceUID = generate_uid(entropy_srcs=[str(target.name), str(made.SOPInstanceUID)])
+    made.ImageType = ["ORIGINAL", "PRIMARY", "T1", "NONE"]
+    made.EchoPulseSequence, made.NumberOfFrames = "GRADIENT", len(images)
+    made.PerFrameFunctionalGroupsSequence = Items(frames)
+    made.SharedFunctionalGroupsSequence = Items([Dataset()])
+    made.PixelData = b"".join(image.PixelData for image in images)
+    setting(**root)(made)
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(target)
+    return target
