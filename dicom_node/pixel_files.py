@@ -53,6 +53,29 @@ def room(settings: Settings) -> Room:
     )
 
 
+def keep(path: Path, content: bytes) -> Path:
+    """Return `path`, which holds `content` for good: file, name and folders are on the disk.
+
+    Raises
+    ------
+    OutOfSpace
+        If the file system refuses.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                _fsync_folder(folder.parent)
+        part.unlink(missing_ok=True)
+        _write_durably(part, [content])
+        os.rename(part, path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise OutOfSpace(f"{path.name}: cannot write the file: {error.strerror}") from error
+    return path
+
+
 def clear_folder(folder: Path) -> None:
     """Make the removal of files from `folder` durable, and remove it if nothing is left in it."""
     with suppress(FileNotFoundError):

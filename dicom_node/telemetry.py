@@ -68,6 +68,14 @@ ledger_checked = Gauge(
 deliveries_finished = Counter(
     "dicom_node_deliveries", "Delivery attempts", ["destination", "outcome"], registry=registry
 )
+rejection_notes = Gauge(
+    "dicom_node_rejection_notes", "Rejection notes by state", ["state"], registry=registry
+)
+sending = Gauge(
+    "dicom_node_sending",
+    "1 while results are sent, 0 while the switch is off or in shadow mode",
+    registry=registry,
+)
 commitments_open = Gauge(
     "dicom_node_commitments_open",
     'Storage commitment transactions without an answer: "scu" ours, "scp" those we owe',
@@ -127,6 +135,12 @@ def set_jobs(counts: Mapping[str, int]) -> None:
     """Export how many series stand in each state; a state without any is 0."""
     for state, count in counts.items():
         jobs_by_state.labels(state=state).set(count)
+
+
+def set_rejection_notes(counts: Mapping[str, int]) -> None:
+    """Export how many rejection notes stand in each state."""
+    for state, count in counts.items():
+        rejection_notes.labels(state=state).set(count)
 
 
 def set_commitments(counts: Mapping[str, int]) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dicom_node import telemetry
-from dicom_node.cli import access, dry_run, operations, processes, purge
+from dicom_node.cli import access, dry_run, operations, processes, purge, recall
 from dicom_node.cli.output import one_line, print_json
 from dicom_node.errors import NodeError
 from dicom_node.settings import load_settings
@@ -166,6 +166,10 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     clear = add("purge", purge.purge, "delete the files whose time has come, and say why")
     clear.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
     clear.add_argument("--json", action="store_true", help="print one JSON document")
+    back = add("recall", recall.recall, "withdraw every series made with a weight file")
+    back.add_argument("--weights", required=True, metavar="SHA", help="SHA-256, or the file itself")
+    back.add_argument("--reason", default="", metavar="TEXT", help="what people and archives read")
+    back.add_argument("--json", action="store_true", help="print one JSON document")
     send = add("send", operations.send, "switch all sending on or off, or say how it stands")
     send.add_argument("value", nargs="?", choices=("on", "off"))
 

@@ -59,7 +59,11 @@ class NodeSettings(Section):
     port: Port = 11112
     state_dir: Path = Path("./state")
     database: str | None = None
-    storage_classes: tuple[str, ...] = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1")
+    storage_classes: tuple[str, ...] = (
+        "1.2.840.10008.5.1.4.1.1.4",
+        "1.2.840.10008.5.1.4.1.1.4.1",
+        "1.2.840.10008.5.1.4.1.1.88.59",
+    )
     max_associations: Annotated[int, Field(ge=1, le=200)] = 40
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     acse_timeout_s: Seconds = 10.0

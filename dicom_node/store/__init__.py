@@ -23,6 +23,7 @@ from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import Ledger, SeriesStore
 from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
+from dicom_node.store.withdrawals import Grounds, Owed, WithdrawalStore, Withdrawn
 
 __all__ = [
     "AuditRow",
@@ -33,6 +34,7 @@ __all__ = [
     "DerivedInstance",
     "DerivedSeries",
     "Gone",
+    "Grounds",
     "InstanceRow",
     "JobRow",
     "Ledger",
@@ -40,6 +42,7 @@ __all__ = [
     "Lot",
     "NewInstance",
     "Outstanding",
+    "Owed",
     "Proof",
     "Recorded",
     "Reference",
@@ -47,6 +50,7 @@ __all__ = [
     "Report",
     "Reported",
     "Store",
+    "Withdrawn",
     "open_store",
 ]
 
@@ -88,6 +92,7 @@ class Store:
         self.commitments = CommitmentStore(database)
         self.debts = DebtStore(database)
         self.removals = RemovalStore(database)
+        self.withdrawals = WithdrawalStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)

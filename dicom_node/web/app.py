@@ -155,6 +155,8 @@ class Pages:
         ledger = self.store.ledger()
         telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
         telemetry.set_jobs(self.store.series.states())
+        telemetry.set_rejection_notes(self.store.withdrawals.note_states())
+        telemetry.sending.set(sending_text(self.settings, self.store) == "on")
         telemetry.set_commitments(self.store.commitments.open_transactions())
         room = pixel_files.room(self.settings)
         telemetry.set_room(room.free_bytes, room.incoming_bytes, room.results_bytes)

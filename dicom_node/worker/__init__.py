@@ -17,7 +17,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import pixel_files, release_gate, telemetry
-from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUnavailable
+from dicom_node.errors import (
+    GateRefused,
+    IllegalTransition,
+    LeaseLost,
+    StoreUnavailable,
+    WeightsRecalled,
+)
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
@@ -25,6 +31,7 @@ from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow,
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
+from dicom_node.worker.weights import RecallGuard
 from sr_engine.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -68,6 +75,10 @@ class Worker:
         self._shutdown = shutdown or Shutdown()
         self._engine = engine or run_engine
         self._waits = False  # for room on the disk
+        self._recalls = RecallGuard(
+            store,
+            lambda: load_bundle(settings.engine.weights, settings.engine.weights_sha256).sha256,
+        )
 
     def run(self) -> None:
         """Work until the shutdown is requested."""
@@ -84,8 +95,8 @@ class Worker:
         log.info("worker.stop", worker=self.name)
 
     def run_once(self) -> bool:
-        """Process one job; False when there was none, or no room for a result."""
-        if not self._has_room():
+        """Process one job; False when there was none, or it may not be begun."""
+        if not self._has_room() or not self._recalls.stands():
             return False
         lease = timedelta(seconds=self._settings.engine.lease_s)
         job = self._store.jobs.claim(self.name, utc_now(), lease)
@@ -108,7 +119,7 @@ class Worker:
                 self._settle(job, lambda: self._wait_for_room(job))
             else:
                 self._settle(job, lambda: self._fail(job, reason))
-        except InputRefused as error:
+        except (InputRefused, WeightsRecalled) as error:
             reason = f"The series cannot be processed: {error}"
             self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
         except Exception as error:  # the worker's edge: one bad job must not end the worker
