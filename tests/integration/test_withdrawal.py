@@ -38,9 +38,9 @@ def test_after_a_recall_the_jobs_say_so_and_orthanc_holds_the_rejection_note(
         sent = node.wait_state(source.SeriesInstanceUID, ["DELIVERED", "HELD", "DEAD"], 180)
         assert sent["state"] == "DELIVERED", sent["reason"]
 
-        weights = file_sha256(small_weights)
+        why = "a test found it wrong"
         done = node.cli(
-            "recall", "--weights", weights, "--reason", "a test found it wrong", "--json"
+            "recall", "--weights", file_sha256(small_weights), "--reason", why, "--json"
         )
         assert done.returncode == 0, done.stderr
         [listed] = json.loads(done.stdout)["series"]
