@@ -18,7 +18,7 @@ LEVELS = {
         ("cli",),
         ("demo",),
         ("service",),
-        ("web", "housekeeping"),
+        ("web", "housekeeping", "conformance"),
         ("worker", "sender"),
         ("release_gate", "retention", "withdrawal"),
         ("gate_rules",),
@@ -29,7 +29,7 @@ LEVELS = {
         ("examination", "comparison", "rejection_notes"),
         ("content", "pixel_files", "telemetry"),
         ("settings", "elements", "together"),
-        ("rules", "states", "retry", "bombs"),
+        ("rules", "states", "retry", "order", "bombs"),
         ("errors",),
     ),
     "sr_engine": (
@@ -53,7 +53,11 @@ DOORS = {
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
 }
-LAZY_DOORS = {"dicom_node.worker", "dicom_node.demo"}  # any engine module, inside a function
+LAZY_DOORS = {
+    "dicom_node.worker",
+    "dicom_node.demo",
+    "dicom_node.conformance.services",
+}  # any engine module, inside a function
 
 # Third parties stay in few files.
 CONFINED = {

@@ -34,6 +34,7 @@ class Verdict:
         return {
             "rule": self.decision.rule,
             "priority": self.decision.priority,
+            "windows": list(self.decision.windows),
             "destinations": list(self.destinations),
             "held_by": None if self.held_by is None else self.held_by.value,
         }
@@ -82,6 +83,7 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
         heeded = rejections.heed(store, rows, now)
         verdict = with_what_is_here(judge(headers, settings), gone, len(rows))
         reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
+        columns |= {"source": rows[-1].calling_ae}
         if store.jobs.decide(
             job_id, verdict.event, now, len(rows), gone=gone, reason=reason, **columns
         ):

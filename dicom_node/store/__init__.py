@@ -16,8 +16,9 @@ from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, R
 from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
-from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
+from dicom_node.store.jobs import JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
+from dicom_node.store.queue import ClaimedJob
 from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import Ledger, SeriesStore

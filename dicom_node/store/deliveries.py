@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import UnknownJob
+from dicom_node.order import PRIORITIES
 from dicom_node.retry import Verdict, classify
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
-from dicom_node.store.jobs import PRIORITIES
 from dicom_node.store.moves import locked_job, move
 
 PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
@@ -217,9 +217,7 @@ def settle_job(work: Work, job_id: int, now: datetime) -> None:
     if failed:
         reason = f"Sending failed for good: {'; '.join(failed)}"
         if locked_job(work, job_id).generation < 0:
-            reason += (
-                " Reject the series there by hand, or requeue the note once it can be sent."
-            )
+            reason += " Reject the series there by hand, or requeue the note once it can be sent."
         move(work, job_id, "fail", now, reason=reason)
         return
     kept = {COMMITTED: " (committed)"}

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import IllegalTransition, UnknownJob
+from dicom_node.order import ANY_ORDER, Order, Place
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
@@ -19,8 +20,8 @@ from dicom_node.store.moves import (
     move,
     new_generation,
     refuse_stranger,
-    series_uid_of,
 )
+from dicom_node.store.queue import ClaimedJob, Lease, claim, places
 from dicom_node.store.results import (
     DerivedInstance,
     DerivedSeries,
@@ -33,23 +34,7 @@ from dicom_node.store.results import (
 )
 
 REQUEUED = REASONS["requeue"].rstrip(".")
-PRIORITIES = {"urgent": 0, "normal": 1, "low": 2}
 MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClaimedJob:
-    """A job that this worker may process until `lease_until`."""
-
-    job_id: int
-    series_id: int
-    series_uid: str
-    generation: int
-    attempt: int
-    priority: str
-    destinations: tuple[str, ...]
-    incomplete_release: bool
-    lease_until: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,40 +167,19 @@ class JobStore:
                 forward(work, job_id, columns["destinations"])
             return True
 
-    def claim(self, worker: str, now: datetime, lease: timedelta) -> ClaimedJob | None:
-        """Return the most urgent, then oldest queued job, now held by `worker`; None if none.
+    def claim(
+        self, worker: str, now: datetime, lease: timedelta, order: Order = ANY_ORDER
+    ) -> ClaimedJob | None:
+        """Return the job whose turn it is (see `order`), held by `worker` now; None if none.
 
         `worker` names one life of one process: a restarted worker takes another name.
         """
-        job = schema.job
-        query = (
-            sa.update(job)
-            .where(job.c.id == next_in_queue(now))
-            .values(
-                state=JobState.RUNNING.value,
-                reason=REASONS["claim"],
-                worker=worker,
-                lease_until=now + lease,
-                attempts=job.c.attempts + 1,
-                updated_at=now,
-            )
-            .returning(job)
-        )
-        with self._database.transaction() as work:
-            row = work.execute(query).first()
-            if row is None:
-                return None
-            claimed = to_claimed(row, series_uid_of(work.connection, row.series_id))
-            work.record(
-                "job.claim",
-                now,
-                job=row.id,
-                series=claimed.series_uid,
-                worker=worker,
-                attempt=row.attempts,
-                state=row.state,
-            )
-            return claimed
+        return claim(self._database, Lease(worker=worker, now=now, until=now + lease), order)
+
+    def queue(self, now: datetime, order: Order = ANY_ORDER) -> list[Place]:
+        """Return where every queued job stands: those to be begun in their order come first."""
+        with self._database.reading() as connection:
+            return places(connection, order, now)
 
     def heartbeat(
         self,
@@ -362,7 +326,7 @@ class JobStore:
                     f"job {job_id} is a rejection note: only a failed one is sent again"
                 )
             refuse_gone_originals(work, row)
-            columns: dict[str, Any] = {"attempts": 0, "not_before": None, "queued_at": now}
+            columns: dict[str, Any] = {"attempts": 0, "not_before": None}
             columns |= {"destinations": row.destinations or list(destinations)}
             if row.published_at is None:
                 columns |= {"withdrawal": None, "withdrawn_at": None}
@@ -389,16 +353,6 @@ class JobStore:
             return [to_row(row) for row in rows]
 
 
-def next_in_queue(now: datetime) -> sa.ScalarSelect[int]:
-    """Return the subquery that picks the next job; PostgreSQL skips what others are claiming."""
-    job = schema.job
-    ready = (job.c.not_before.is_(None)) | (job.c.not_before <= now)
-    rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
-    query = sa.select(job.c.id).where(job.c.state == JobState.QUEUED, ready)
-    ordered = query.order_by(rank, job.c.id).limit(1).with_for_update(skip_locked=True)
-    return ordered.scalar_subquery()
-
-
 def reprocess(work: Work, row: sa.Row[Any], now: datetime, columns: Mapping[str, Any]) -> int:
     """Return the new generation that does again what a job has done: enhance, or forward."""
     old = row.derived_series_uid
@@ -421,21 +375,6 @@ def reprocess(work: Work, row: sa.Row[Any], now: datetime, columns: Mapping[str,
     )
     forward(work, again, kept["destinations"])
     return again
-
-
-def to_claimed(row: sa.Row[Any], series_uid: str) -> ClaimedJob:
-    """Return the claimed row as a value."""
-    return ClaimedJob(
-        job_id=row.id,
-        series_id=row.series_id,
-        series_uid=series_uid,
-        generation=row.generation,
-        attempt=row.attempts,
-        priority=row.priority,
-        destinations=tuple(row.destinations),
-        incomplete_release=row.incomplete_release,
-        lease_until=row.lease_until,
-    )
 
 
 def to_row(row: sa.Row[Any]) -> JobRow:

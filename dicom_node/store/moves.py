@@ -37,6 +37,7 @@ REASONS = {
     "reject": "The rejection note is being sent.",
     "readdress": "The rejection note is being sent to one destination more.",
 }
+BEGINS_TO_WAIT = frozenset({"enqueue", "release", "requeue"})
 # A reopened series is judged afresh: what the last judgement left behind must not stay.
 REOPENED: dict[str, Any] = {
     "rule": None,
@@ -109,6 +110,8 @@ def move(
     values: dict[str, Any] = {"held_by": None, "worker": None, "lease_until": None}
     if event == "receive":
         values |= REOPENED
+    if event in BEGINS_TO_WAIT:
+        values["queued_at"] = now
     values |= columns | {"state": state.value, "reason": reason, "updated_at": now}
     work.execute(sa.update(schema.job).where(schema.job.c.id == job_id).values(**values))
     if state in (JobState.CANCELLED, JobState.SUPERSEDED):

@@ -5,8 +5,6 @@ The process that runs this loads torch; nothing heavy is imported before the fir
 
 import hashlib
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
+from dicom_node.worker.folders import attempt_name, discard, discard_others
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
@@ -75,6 +74,7 @@ class Worker:
         self._shutdown = shutdown or Shutdown()
         self._engine = engine or run_engine
         self._waits = False  # for room on the disk
+        self._order = settings.queue_order()
         self._recalls = RecallGuard(
             store,
             lambda: load_bundle(settings.engine.weights, settings.engine.weights_sha256).sha256,
@@ -99,7 +99,7 @@ class Worker:
         if not self._has_room() or not self._recalls.stands():
             return False
         lease = timedelta(seconds=self._settings.engine.lease_s)
-        job = self._store.jobs.claim(self.name, utc_now(), lease)
+        job = self._store.jobs.claim(self.name, utc_now(), lease, self._order)
         if job is None:
             return False
         folder = attempts_dir(self._settings) / str(job.job_id) / attempt_name(job)
@@ -378,23 +378,6 @@ def failure_text(error: Exception, job: ClaimedJob) -> str:
 def attempts_dir(settings: Settings) -> Path:
     """Return the folder of all derived files: ``<state>/out/<job>/<attempt>/``."""
     return settings.node.state_dir.resolve() / "out"
-
-
-def attempt_name(job: ClaimedJob) -> str:
-    """Return a folder name that no other attempt ever has."""
-    return f"{job.attempt}-{secrets.token_hex(4)}"
-
-
-def discard(folder: Path) -> None:
-    """Delete what an attempt left behind."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def discard_others(folder: Path) -> None:
-    """Delete the other attempts' folders of a job whose result lies in `folder`."""
-    for other in folder.parent.iterdir():
-        if other != folder:
-            discard(other)
 
 
 def file_sha256(path: Path) -> str:
