@@ -26,7 +26,7 @@ LEVELS = {
         ("assembly", "network"),
         ("intake",),
         ("store",),
-        ("examination", "comparison", "rejection_notes"),
+        ("examination", "comparison", "corrections", "rejection_notes"),
         ("content", "pixel_files", "telemetry"),
         ("settings", "elements", "together"),
         ("rules", "states", "retry", "order", "bombs"),

@@ -102,7 +102,7 @@ def submit(arguments: Arguments) -> int:
     """Import files as if they had been received."""
     settings = settings_of(arguments)
     paths = [file for path in arguments.path for file in files_below(path)]
-    outcomes: dict[str, int] = {"new": 0, "duplicate": 0, "restored": 0}
+    outcomes: Counter[str] = Counter()
     refused: list[str] = []
     files = PixelFiles(settings.node.state_dir.resolve() / "in", settings.files.min_free_bytes)
     with opened(settings) as store:
@@ -114,7 +114,8 @@ def submit(arguments: Arguments) -> int:
             else:
                 outcomes[taken.outcome] += 1
     back = f", {outcomes['restored']} kept again" if outcomes["restored"] else ""
-    known = f"{outcomes['new']} new, {outcomes['duplicate']} known already{back}"
+    mended = f", {outcomes['corrected']} corrected" if outcomes["corrected"] else ""
+    known = f"{outcomes['new']} new, {outcomes['duplicate']} known already{back}{mended}"
     print(f"{known}, {len(refused)} refused")
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""

@@ -52,7 +52,4 @@ def statement(settings: Settings) -> str:
 
 def to_json(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Return the tables as plain JSON, by the titles of their sections."""
-    return {
-        title: [asdict(table) for table in make(settings)]
-        for _, title, make in SECTIONS
-    }
+    return {title: [asdict(table) for table in make(settings)] for _, title, make in SECTIONS}

@@ -98,6 +98,12 @@ class JobStore:
         mine = (schema.series.c.series_uid == series_uid) & (schema.job.c.generation > 0)
         return self._rows(mine)
 
+    def replaced_by(self, row: JobRow) -> str:
+        """Return the derived series whose place the result of `row` takes; "" without any."""
+        older = [one for one in self.of_series(row.series_uid) if one.generation < row.generation]
+        uids = [one.derived_series_uid for one in older if one.published_at is not None]
+        return next((uid for uid in reversed(uids) if uid), "")
+
     def notes(self, series_id: int) -> list[JobRow]:
         """Return the rejection notes about generations of the series, oldest first."""
         return self._rows((schema.job.c.series_id == series_id) & (schema.job.c.generation < 0))

@@ -119,6 +119,8 @@ instance = sa.Table(
     sa.Column("header", sa.JSON, nullable=False),  # rules.HEADER_KEYS, no patient attribute
     # NULL: the file is there; else the decision by which it goes, or is gone.
     sa.Column("removal_id", sa.Integer, sa.ForeignKey("removal.id"), index=True),
+    # The attributes' digests of what a correction has replaced: they never come back.
+    sa.Column("replaced", sa.JSON, nullable=False, server_default="[]"),
 )
 
 job = sa.Table(

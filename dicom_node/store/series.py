@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -88,6 +89,13 @@ class SeriesStore:
             If the database did not commit.
         """
         return self._recording.do((new, now))
+
+    def move_file(self, sop_uid: str, old: Path, new: Path) -> None:
+        """Let the rows of an instance speak of its file at another place."""
+        with self._database.transaction() as work:
+            for table in (schema.instance, schema.derived_instance):
+                this = (table.c.sop_uid == sop_uid) & (table.c.path == str(old))
+                work.execute(sa.update(table).where(this).values(path=str(new)))
 
     def find_instance(self, sop_uid: str) -> InstanceRow | None:
         """Return the stored instance `sop_uid`, or None when it was never received."""

@@ -193,6 +193,15 @@ def withdraw(work: Work, job_id: int, grounds: Grounds, now: datetime) -> None:
     move(work, job_id, "withdraw", now, reason=f"Withdrawn: {grounds.reason}", **values)
 
 
+def withdraw_results(work: Work, series_id: int, grounds: Grounds, now: datetime) -> None:
+    """Withdraw every result of a series that was published; what was forwarded is no result."""
+    job = schema.job
+    query = sa.select(job.c.id).where(job.c.series_id == series_id, job.c.generation > 0)
+    query = query.where(job.c.published_at.is_not(None), job.c.derived_series_uid.is_not(None))
+    for job_id in work.execute(query.order_by(job.c.id)).scalars().all():
+        withdraw(work, job_id, grounds, now)
+
+
 def concerned(work: Work, sop_uids: Sequence[str]) -> list[int]:
     """Return the series of received images, or of the images that we made from them."""
     instance, derived, job = schema.instance, schema.derived_instance, schema.job

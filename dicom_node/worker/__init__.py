@@ -51,6 +51,7 @@ class Order:
     paths: tuple[Path, ...]
     folder: Path
     job: JobRow
+    replaces: str = ""  # the derived series of an earlier generation
 
 
 Engine = Callable[[Order, Settings, Progress], "EnhanceResult"]
@@ -148,7 +149,9 @@ class Worker:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
         instances = self._store.series.instances(job.series_id)
-        order = Order(paths=tuple(one.path for one in instances), folder=folder, job=row)
+        paths = tuple(one.path for one in instances)
+        replaces = self._store.jobs.replaced_by(row)
+        order = Order(paths=paths, folder=folder, job=row, replaces=replaces)
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
             result = self._engine(order, self._settings, watch.progress)
@@ -256,7 +259,10 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         recipe=settings.recipe(),
         # The job's own time, so that a repeated attempt writes the same bytes.
         job=JobIdentity(
-            job_id=order.job.id, created=order.job.created_at, generation=order.job.generation
+            job_id=order.job.id,
+            created=order.job.created_at,
+            generation=order.job.generation,
+            replaces=order.replaces,
         ),
         bundle=load_bundle(settings.engine.weights, settings.engine.weights_sha256),
         device=settings.engine.device,

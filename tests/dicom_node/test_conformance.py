@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pydicom.uid
 import pytest
 from pydicom.uid import (
     MPEG2MPHLF,
@@ -94,9 +95,7 @@ def test_every_class_that_the_engine_writes_is_stated():
     for path in (ROOT / "sr_engine" / "dicom").glob("*.py"):
         if "reader" not in path.name and path.name != "enhanced.py":
             found = re.findall(r"SOPClassUID = (\w+Storage)\b", path.read_text())
-            written |= {
-                getattr(__import__("pydicom.uid", fromlist=["uid"]), name) for name in found
-            }
+            written |= {str(getattr(pydicom.uid, name)) for name in found}
 
     assert written
     assert written <= set(services.SENT)

@@ -177,6 +177,13 @@ def test_requeue_after_a_recall_makes_a_generation_that_names_the_old_one(node):
     job = node.store.jobs.get(again)
     assert (job.generation, job.state, job.withdrawn_at) == (2, "QUEUED", None)
     assert old.derived_series_uid in job.reason
+    with node.store.database.transaction() as work:  # as if other weights were configured
+        work.connection.exec_driver_sql("DELETE FROM recall")
+    enhance(node)
+    [first, *_] = node.store.jobs.derived(again)
+    assert errors("dciodvfy", first.path) <= errors("dciodvfy", node.paths[0])
+    related = pydicom.dcmread(first.path).RelatedSeriesSequence
+    assert [each.SeriesInstanceUID for each in related] == [job.series_uid, old.derived_series_uid]
 
 
 def test_a_destination_that_turns_out_later_to_have_it_is_told_too(node):

@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("claimed_at", TIME),
     ):
         op.add_column("job", column)
+    op.add_column("instance", sa.Column("replaced", sa.JSON, nullable=False, server_default="[]"))
     op.create_index("ix_job_withdrawn_at", "job", ["withdrawn_at"])
     op.create_index("ix_job_claimed_at", "job", ["claimed_at"])
     op.execute("UPDATE job SET queued_at = updated_at WHERE state = 'QUEUED'")
