@@ -9,6 +9,7 @@ NodeError
 │   └── ConflictingInstance   0111  the SOP instance is known with other content
 ├── IllegalTransition         a state change that states.TRANSITIONS does not know
 │   └── FilesGone             the files that it needs were deleted by retention
+├── WeightsRecalled           nothing may be made with these weights any more
 ├── LeaseLost                 the job belongs to somebody else by now
 ├── UnknownJob                no job or series of that number
 ├── UnknownPeer               no peer of that name in the configuration
@@ -66,6 +67,10 @@ class IllegalTransition(NodeError):
 
 class FilesGone(IllegalTransition):
     """The job's files were deleted by retention; nothing can be computed or sent from them."""
+
+
+class WeightsRecalled(NodeError):
+    """Nothing may be made with these weights any more; other ones must be configured."""
 
 
 class LeaseLost(NodeError):

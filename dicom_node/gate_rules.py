@@ -31,6 +31,7 @@ IDENTITY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+PERSON = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 AS_ACQUIRED = ("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "MRAcquisitionType")
 DERIVATION = (
     "DerivationDescription",
@@ -238,6 +239,9 @@ def references(case: Case) -> Iterator[str]:
 def patient_and_study(case: Case) -> Iterator[str]:
     for keyword in IDENTITY:
         expected = text(case.source[0], keyword)
+        for dataset in case.source[1:] if keyword in PERSON else ():
+            if text(dataset, keyword) != expected:
+                yield f"{keyword} of source {uid_of(dataset)} is not that of the others"
         for dataset in case.derived:
             if text(dataset, keyword) != expected:
                 yield f"{keyword} of {uid_of(dataset)} is not the source's"

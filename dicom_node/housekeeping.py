@@ -10,7 +10,7 @@ from threading import Lock
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import assembly, pixel_files, retention, telemetry
+from dicom_node import assembly, pixel_files, retention, telemetry, withdrawal
 from dicom_node.errors import StoreUnavailable, UnknownJob
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
@@ -105,6 +105,11 @@ def assemble(store: Store, settings: Settings, now: datetime) -> None:
     assembly.tick(store, settings, now)
 
 
+def send_notes(store: Store, settings: Settings, now: datetime) -> None:
+    """Queue the rejection notes that destinations are still to get."""
+    withdrawal.send_notes(store, settings, now)
+
+
 def expire(store: Store, settings: Settings, now: datetime) -> None:
     """Give the jobs of dead workers back to the queue."""
     most = settings.engine.max_attempts
@@ -185,6 +190,7 @@ def in_use(store: Store, folder: Path) -> bool:
 PERIODIC = (
     Task(name="assemble", every_s=1, run=assemble),
     Task(name="leases", every_s=5, run=expire),
+    Task(name="withdrawals", every_s=2, run=send_notes),
     Task(name="audit", every_s=5, run=export_audit),
     Task(name="disk", every_s=30, run=check_disk),
     Task(name="ledger", every_s=60, run=check_ledger),

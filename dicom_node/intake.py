@@ -7,9 +7,10 @@ from pathlib import Path
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
 from dicom_node.content import split_file
+from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance, InstanceRejected
 from dicom_node.examination import Examined, Incoming, examine
-from dicom_node.pixel_files import PixelFiles
+from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.store import InstanceRow, NewInstance, Store
 
 SUCCESS = 0x0000
@@ -24,7 +25,7 @@ class Taken:
 
     sop_uid: str
     series_uid: str
-    outcome: str  # "new", "duplicate" or "restored": known, but retention had deleted its file
+    outcome: str  # as `store.Recorded` says
     status: int = SUCCESS
 
 
@@ -113,7 +114,11 @@ def _keep_new(
     """
     new = _write(examined, incoming, files)
     try:
-        return store.series.record_instance(new, now).outcome
+        outcome = store.series.record_instance(new, now).outcome
+        known = store.series.find_instance(new.sop_uid) if outcome == "duplicate" else None
+        if known is not None and known.path != new.path:  # a correction was cut short
+            files.discard(new.path)
+        return outcome
     except ConflictingInstance:
         files.discard(new.path)
         return None
@@ -124,6 +129,8 @@ def _keep_again(
 ) -> str:
     """Return the outcome where the instance may be known: a file that retention deleted is new."""
     known = store.series.find_instance(examined.sop_uid)
+    if known is not None and _is_correction(known, examined):
+        return _keep_corrected(known, examined, incoming, files, store, now)
     if known is not None:
         _refuse_other_content(known, examined)
         if known.removal_id is None:
@@ -134,14 +141,49 @@ def _keep_again(
     return store.series.record_instance(new, now).outcome
 
 
-def _write(examined: Examined, incoming: Incoming, files: PixelFiles) -> NewInstance:
+def _is_correction(known: InstanceRow, examined: Examined) -> bool:
+    """Return whether this is the known image with other patient or study data."""
+    if known.attributes_sha256 == examined.attributes_sha256 or known.removal_id is not None:
+        return False
+    if examined.attributes_sha256 in known.replaced or not known.path.is_file():
+        return False
+    kept = known.path.read_bytes()
+    return corrects(kept, examined.file) and same_pixels(kept, examined.file)
+
+
+def _keep_corrected(
+    known: InstanceRow,
+    examined: Examined,
+    incoming: Incoming,
+    files: PixelFiles,
+    store: Store,
+    now: datetime,
+) -> str:
+    """Keep a corrected image in the place of the known one, whatever happens in between.
+
+    The row speaks of one of two whole files at every moment; `recover` removes the other one.
+    """
+    beside = _write(examined, incoming, files, beside=examined.sha256[:16])
+    outcome = store.series.record_instance(replace(beside, corrects=known.sha256), now).outcome
+    place = files.path_of(examined.series_uid, examined.sop_uid)
+    files.settle(beside.path, place)
+    store.series.move_file(examined.sop_uid, beside.path, place)
+    files.discard(beside.path)
+    clear_folder(beside.path.parent)
+    return outcome
+
+
+def _write(
+    examined: Examined, incoming: Incoming, files: PixelFiles, *, beside: str = ""
+) -> NewInstance:
     """Return the row of an instance whose file is durable now.
 
     When the database does not answer, the row may or may not be there: the file stays, the sender
     tries again, and `recover` removes what nobody claims.
     """
     names = examined.series_uid, examined.sop_uid
-    path = files.write(*names, [examined.meta, examined.encoded], examined.size_bytes)
+    parts = [examined.meta, examined.encoded]
+    path = files.write(*names, parts, examined.size_bytes, beside=beside)
     return _row(examined, incoming, path)
 
 
@@ -149,6 +191,8 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
     """Return when both are one instance, perhaps in another encoding."""
     if known.sha256 == examined.sha256:
         return
+    if examined.attributes_sha256 in known.replaced:
+        raise ConflictingInstance(f"SOP instance {examined.sop_uid} was corrected since")
     what = f"SOP instance {examined.sop_uid} is known with other"
     if known.attributes_sha256 != examined.attributes_sha256:
         raise ConflictingInstance(f"{what} attributes")

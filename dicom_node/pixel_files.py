@@ -53,6 +53,29 @@ def room(settings: Settings) -> Room:
     )
 
 
+def keep(path: Path, content: bytes) -> Path:
+    """Return `path`, which holds `content` for good: file, name and folders are on the disk.
+
+    Raises
+    ------
+    OutOfSpace
+        If the file system refuses.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                _fsync_folder(folder.parent)
+        part.unlink(missing_ok=True)
+        _write_durably(part, [content])
+        os.rename(part, path)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise OutOfSpace(f"{path.name}: cannot write the file: {error.strerror}") from error
+    return path
+
+
 def clear_folder(folder: Path) -> None:
     """Make the removal of files from `folder` durable, and remove it if nothing is left in it."""
     with suppress(FileNotFoundError):
@@ -84,11 +107,18 @@ class PixelFiles:
         return self.root / _checked(series_uid) / f"{_checked(sop_uid)}.dcm"
 
     def write(
-        self, series_uid: str, sop_uid: str, chunks: Iterable[bytes], size_bytes: int = 0
+        self,
+        series_uid: str,
+        sop_uid: str,
+        chunks: Iterable[bytes],
+        size_bytes: int = 0,
+        *,
+        beside: str = "",
     ) -> Path:
         """Return the path of the durable file: file, name and folder are on the disk.
 
-        A file of that name is replaced; hold `exclusive` to know that it is nobody's.
+        A file of that name is replaced; hold `exclusive` to know that it is nobody's. With
+        `beside` the file goes into a folder of its own, until `settle`.
 
         Raises
         ------
@@ -98,6 +128,8 @@ class PixelFiles:
             If less than `min_free_bytes` would be left, or the file system refuses.
         """
         path = self.path_of(series_uid, sop_uid)
+        if beside:
+            path = path.parent.with_name(f"{path.parent.name}+{beside}") / path.name
         part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}.part")
         try:
             self._check_space(size_bytes)
@@ -114,6 +146,14 @@ class PixelFiles:
                 part.unlink()
             raise OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}") from error
         return path
+
+    def settle(self, path: Path, place: Path) -> None:
+        """Let the file at `path` be found at `place`, too, in the place of what lies there."""
+        self._make_folder(place.parent)
+        part = place.with_name(f"{place.name}.{os.getpid()}-{next(self._serial)}.part")
+        os.link(path, part)
+        os.rename(part, place)
+        self._sync.do(place.parent)
 
     def discard(self, path: Path) -> None:
         """Remove a file that no row speaks of."""

@@ -9,13 +9,19 @@ import errno
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest
-from dicom_node.pixel_files import PixelFiles, clear_folder
+from dicom_node.errors import OutOfSpace
+from dicom_node.pixel_files import PixelFiles, clear_folder, keep
+from dicom_node.rejection_notes import identity_path, write_identity
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Limits, Lot, Removal, Store
@@ -128,12 +134,17 @@ def carry_out(
     try:
         if removal.kind == ORIGINALS and not note_pixels(removal, store, until):
             return False
+        if removal.kind == DERIVED:
+            keep_identity(removal, store, settings)
         for folder in unlink_files(removal, store, settings):
             clear_folder(folder)
             if removal.kind == DERIVED:  # out/<job>/<attempt>
                 clear_folder(folder.parent)
     except OSError as error:  # one folder that refuses must not keep all others
         log.error("retention.failed", job=removal.job_id, reason=error.strerror)
+        return False
+    except OutOfSpace as error:  # a kilobyte, which must not stand in the way of gigabytes
+        log.error("retention.failed", job=removal.job_id, reason=str(error))
         return False
     gone = store.removals.end(removal, now)
     if gone is not None:
@@ -154,6 +165,20 @@ def unlink_files(removal: Removal, store: Store, settings: Settings) -> set[Path
                 one.path.unlink(missing_ok=True)
                 folders.add(one.path.parent)
     return folders
+
+
+def keep_identity(removal: Removal, store: Store, settings: Settings) -> None:
+    """Keep of a result that was sent what a rejection note will need: weights may be recalled."""
+    path = identity_path(settings.node.state_dir, removal.job_id)
+    job = store.jobs.get(removal.job_id)
+    if path.exists() or job.published_at is None or job.is_note:
+        return
+    for one in store.removals.doomed(removal):
+        if one.path.is_file():
+            with suppress(InvalidDicomError):
+                image = dcmread(one.path, stop_before_pixels=True)
+                keep(path, write_identity(image))
+                return
 
 
 def note_pixels(removal: Removal, store: Store, until: float) -> bool:

@@ -99,6 +99,8 @@ class Rule(Protocol):
     def to(self) -> tuple[str, ...]: ...
     @property
     def priority(self) -> str: ...
+    @property
+    def windows(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class Decision:
     reason: str
     to: tuple[str, ...] = ()
     priority: str = "normal"
+    windows: tuple[str, ...] = ()
 
 
 # The rules of a node that is not configured; config/node.toml explains them.
@@ -239,6 +242,7 @@ def decide(
             reason=explain(summary, rule),
             to=rule.to,
             priority=rule.priority,
+            windows=rule.windows,
         )
     if refused:
         return Decision(action="skip", rule=None, reason=f"Skipped: {refused}.")

@@ -277,6 +277,8 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         store.audit.record("service.start", utc_now(), **started)
         say(f"receiving    {settings.node.ae_title} at {settings.node.host}:{scp.port}")
         say(f"status page  {web.address}")
+        if settings.sending.shadow:
+            say("shadow mode  nothing is sent")
         if scp.tls_port:
             say(f"TLS          {settings.node.ae_title} at {settings.node.host}:{scp.tls_port}")
         tend_until(stop, pool, store, settings, clock)

@@ -16,7 +16,7 @@ class JobState(StrEnum):
     DERIVED = "DERIVED"  # result published, or originals to be forwarded: deliveries pending
     DELIVERED = "DELIVERED"
     DEAD = "DEAD"  # failed for good; the reason says why
-    CANCELLED = "CANCELLED"  # by a person
+    CANCELLED = "CANCELLED"  # by a person, or withdrawn
     SUPERSEDED = "SUPERSEDED"  # a late slice made a new generation
 
 
@@ -30,7 +30,7 @@ class HeldBy(StrEnum):
 
 
 S = JobState
-TRANSITIONS = {
+TRANSITIONS: dict[tuple[JobState, str], JobState] = {
     (S.RECEIVING, "enqueue"): S.QUEUED,  # complete and a rule says enhance
     (S.RECEIVING, "forward"): S.DERIVED,  # a rule says forward: the originals are sent on
     (S.RECEIVING, "hold"): S.HELD,  # a hole, or a rule says hold
@@ -65,6 +65,12 @@ TRANSITIONS = {
     (S.SKIPPED, "requeue"): S.QUEUED,  # a person overrules the rules
     (S.CANCELLED, "requeue"): S.QUEUED,
     (S.CANCELLED, "supersede"): S.SUPERSEDED,  # it had a published result: another generation
+    # Withdrawn: its weights were recalled, its source was rejected or corrected.
+    **{(state, "withdraw"): S.CANCELLED for state in S if state != S.SUPERSEDED},
+    (S.SUPERSEDED, "withdraw"): S.SUPERSEDED,  # an archive may still have what it sent
+    # A rejection note (IOCM) is a job of its own: it has nothing to compute.
+    (S.RECEIVING, "reject"): S.DERIVED,
+    (S.DELIVERED, "readdress"): S.DERIVED,  # one more destination turns out to need the note
 }
 FINAL = frozenset({S.SKIPPED, S.DELIVERED, S.DEAD, S.CANCELLED, S.SUPERSEDED})
 

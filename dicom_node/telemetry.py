@@ -68,6 +68,29 @@ ledger_checked = Gauge(
 deliveries_finished = Counter(
     "dicom_node_deliveries", "Delivery attempts", ["destination", "outcome"], registry=registry
 )
+rejection_notes = Gauge(
+    "dicom_node_rejection_notes", "Rejection notes by state", ["state"], registry=registry
+)
+sending = Gauge(
+    "dicom_node_sending",
+    "1 while results are sent, 0 while the switch is off or in shadow mode",
+    registry=registry,
+)
+turnaround_overdue = Gauge(
+    "dicom_node_turnaround_overdue",
+    "Series under way that have taken longer than order.turnaround_s already",
+    registry=registry,
+)
+turnaround_late = Gauge(
+    "dicom_node_turnaround_late",
+    "Series delivered within the last hour that took longer than that",
+    registry=registry,
+)
+turnaround_slowest = Gauge(
+    "dicom_node_turnaround_slowest_seconds",
+    "The longest time from first image to delivery, of what was delivered within the last hour",
+    registry=registry,
+)
 commitments_open = Gauge(
     "dicom_node_commitments_open",
     'Storage commitment transactions without an answer: "scu" ours, "scp" those we owe',
@@ -127,6 +150,19 @@ def set_jobs(counts: Mapping[str, int]) -> None:
     """Export how many series stand in each state; a state without any is 0."""
     for state, count in counts.items():
         jobs_by_state.labels(state=state).set(count)
+
+
+def set_turnaround(overdue: int, late: int, slowest_s: float | None) -> None:
+    """Export how long results take; without one within the hour the slowest took no time."""
+    turnaround_overdue.set(overdue)
+    turnaround_late.set(late)
+    turnaround_slowest.set(slowest_s or 0.0)
+
+
+def set_rejection_notes(counts: Mapping[str, int]) -> None:
+    """Export how many rejection notes stand in each state."""
+    for state, count in counts.items():
+        rejection_notes.labels(state=state).set(count)
 
 
 def set_commitments(counts: Mapping[str, int]) -> None:

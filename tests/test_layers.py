@@ -18,18 +18,18 @@ LEVELS = {
         ("cli",),
         ("demo",),
         ("service",),
-        ("web", "housekeeping"),
+        ("web", "housekeeping", "conformance"),
         ("worker", "sender"),
-        ("release_gate", "retention"),
+        ("release_gate", "retention", "withdrawal"),
         ("gate_rules",),
         ("gate_geometry",),
         ("assembly", "network"),
         ("intake",),
         ("store",),
-        ("examination", "comparison"),
+        ("examination", "comparison", "corrections", "rejection_notes"),
         ("content", "pixel_files", "telemetry"),
         ("settings", "elements", "together", "private_values"),
-        ("rules", "states", "retry", "bombs", "syntaxes"),
+        ("rules", "states", "retry", "order", "bombs", "syntaxes"),
         ("errors",),
     ),
     "sr_engine": (
@@ -55,7 +55,11 @@ DOORS = {
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
 }
-LAZY_DOORS = {"dicom_node.worker", "dicom_node.demo"}  # any engine module, inside a function
+LAZY_DOORS = {
+    "dicom_node.worker",
+    "dicom_node.demo",
+    "dicom_node.conformance.services",
+}  # any engine module, inside a function
 
 # Third parties stay in few files.
 CONFINED = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from dicom_node.assembly import rejections
 from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
 from dicom_node.assembly.summary import summarise
 from dicom_node.rules import Decision, SeriesSummary, decide
@@ -42,6 +43,7 @@ class Verdict:
         return {
             "rule": self.decision.rule,
             "priority": self.decision.priority,
+            "windows": list(self.decision.windows),
             "destinations": list(self.destinations),
             "held_by": None if self.held_by is None else self.held_by.value,
         }
@@ -85,12 +87,14 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
     """Return the jobs that were decided: every series whose idle time has passed."""
     decided = []
     silent_since = now - timedelta(seconds=settings.assembly.idle_s)
-    for job_id, series_id in store.series.receiving(silent_since):
+    for job_id, series_id in store.series.receiving(silent_since, now):
         rows = store.series.instances(series_id)
         headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
         gone = sum(row.removal_id is not None for row in rows)
+        heeded = rejections.heed(store, rows, now)
         verdict = with_what_is_here(judge(headers, settings), gone, len(rows))
-        reason, columns = verdict.reason, verdict.columns
+        reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
+        columns |= {"source": rows[-1].calling_ae}
         if store.jobs.decide(
             job_id, verdict.event, now, len(rows), gone=gone, reason=reason, **columns
         ):

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dicom_node import telemetry
-from dicom_node.cli import access, dry_run, operations, processes, purge
+from dicom_node.cli import access, conformance, dry_run, operations, processes, purge, recall
 from dicom_node.cli.output import one_line, print_json
 from dicom_node.errors import NodeError
 from dicom_node.settings import load_settings
@@ -108,6 +108,7 @@ def add_running(add: Callable[..., Parser]) -> None:
     """Add the commands that keep running."""
     serve = add("serve", processes.serve, "run the node", log_level=logging.INFO)
     serve.add_argument("--workers", type=natural, default=1, metavar="N", help="default: 1")
+    serve.add_argument("--shadow", action="store_true", help="do everything but sending")
     work = add("work", processes.work, "run one worker", log_level=logging.INFO)
     work.add_argument("--device", metavar="auto|cpu|cuda:0", help="over engine.device")
     for command in (serve, work):  # our parent holds our standard input open while it lives
@@ -145,6 +146,8 @@ def add_looking(add: Callable[..., Parser]) -> None:
     check = add("check-config", operations.check_config, "say whether a configuration is accepted")
     check.add_argument("file", type=Path, metavar="FILE")
     verify = add("verify", operations.verify, "check the ledger and every stored hash")
+    stated = add("conformance", conformance.show, "print the DICOM Conformance Statement")
+    stated.add_argument("--json", action="store_true", help="print one JSON document")
     echo = add("echo", operations.echo, "ask a peer for a sign of life (C-ECHO)")
     echo.add_argument("peer", metavar="PEER", help="its name in the configuration")
     for command in (explain, provenance, verify):
@@ -166,6 +169,10 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     clear = add("purge", purge.purge, "delete the files whose time has come, and say why")
     clear.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
     clear.add_argument("--json", action="store_true", help="print one JSON document")
+    back = add("recall", recall.recall, "withdraw every series made with a weight file")
+    back.add_argument("--weights", required=True, metavar="SHA", help="SHA-256, or the file itself")
+    back.add_argument("--reason", default="", metavar="TEXT", help="what people and archives read")
+    back.add_argument("--json", action="store_true", help="print one JSON document")
     send = add("send", operations.send, "switch all sending on or off, or say how it stands")
     send.add_argument("value", nargs="?", choices=("on", "off"))
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dicom_node.cli.output import one_line, print_json, settings_of, table
+from dicom_node.cli import listing
+from dicom_node.cli.output import one_line, print_json, settings_of
 from dicom_node.errors import InstanceRejected, NodeError, SettingsError, UnknownJob
 from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
@@ -22,6 +23,7 @@ from dicom_node.store.overview import (
     StoredFile,
     series_lines,
     stored_files,
+    turnaround,
 )
 from dicom_node.worker import file_sha256
 from dicom_node.worker.decisions import DECISIONS
@@ -51,27 +53,24 @@ def jobs(arguments: Arguments) -> None:
             raise SettingsError(f"jobs {arguments.decision}: which JOB?")
         decide(arguments)
         return
-    with opened(settings_of(arguments)) as store:
+    settings = settings_of(arguments)
+    with opened(settings) as store:
         if arguments.json:
             print_json(store.series.listing())
             return
-        lines = series_lines(store.database)
+        show_jobs(settings, store, datetime.now(UTC))
+
+
+def show_jobs(settings: Settings, store: Store, now: datetime) -> None:
+    """Print the table for people, and below it how things are."""
+    lines = series_lines(store.database)
     if not lines:
         print("Nothing has been received yet.")
         return
-    rows = [("JOB", "STATE", "IMAGES", "DESCRIPTION", "REASON")]
-    for line in lines:
-        description = line["description"] or "-"
-        rows.append(
-            (
-                str(line["job_id"]),
-                line["state"],
-                str(line["instances"]),
-                description[:32],
-                one_line(line["reason"]),
-            )
-        )
-    print(table(rows))
+    queue = store.jobs.queue(now, settings.queue_order())
+    late = turnaround(store.database, now, settings.order.turnaround_s)
+    print(listing.lines_for_people(lines, queue, now))
+    print(listing.summary(lines, queue, sending_text(settings, store), late))
 
 
 def decide(arguments: Arguments) -> None:
@@ -103,7 +102,7 @@ def submit(arguments: Arguments) -> int:
     """Import files as if they had been received."""
     settings = settings_of(arguments)
     paths = [file for path in arguments.path for file in files_below(path)]
-    outcomes: dict[str, int] = {"new": 0, "duplicate": 0, "restored": 0}
+    outcomes: Counter[str] = Counter()
     refused: list[str] = []
     files = PixelFiles(settings.node.state_dir.resolve() / "in", settings.files.min_free_bytes)
     with opened(settings) as store:
@@ -115,7 +114,8 @@ def submit(arguments: Arguments) -> int:
             else:
                 outcomes[taken.outcome] += 1
     back = f", {outcomes['restored']} kept again" if outcomes["restored"] else ""
-    known = f"{outcomes['new']} new, {outcomes['duplicate']} known already{back}"
+    mended = f", {outcomes['corrected']} corrected" if outcomes["corrected"] else ""
+    known = f"{outcomes['new']} new, {outcomes['duplicate']} known already{back}{mended}"
     print(f"{known}, {len(refused)} refused")
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -156,7 +156,15 @@ def send(arguments: Arguments) -> None:
         if arguments.value:
             store.switches.set("sending", arguments.value == "on", datetime.now(UTC))
         on = store.switches.get("sending", settings.sending.enabled)
-    print(f"sending is {'on' if on else 'off'}")
+    shadow = "; but sending.shadow is set: nothing is sent" if settings.sending.shadow else ""
+    print(f"sending is {'on' if on else 'off'}{shadow}")
+
+
+def sending_text(settings: Settings, store: Store) -> str:
+    """Return whether anything is sent."""
+    if settings.sending.shadow:
+        return "off (shadow mode)"
+    return "on" if store.switches.get("sending", settings.sending.enabled) else "OFF"
 
 
 def check_config(arguments: Arguments) -> int:

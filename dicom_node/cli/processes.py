@@ -20,7 +20,10 @@ def serve(arguments: argparse.Namespace) -> None:
 
     if arguments.managed:
         watch_parent(sys.stdin, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    serve(settings_of(arguments), arguments.workers, say=lambda line: print(line, flush=True))
+    settings = settings_of(arguments)
+    if arguments.shadow:
+        settings = settings_of(arguments, sending__shadow="true")
+    serve(settings, arguments.workers, say=lambda line: print(line, flush=True))
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -193,6 +193,14 @@ def storage_classes(settings: Settings) -> tuple[str, ...]:
     )
 
 
+def accepted_contexts(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return for each SOP class that is accepted its transfer syntaxes, by preference."""
+    return {
+        str(each.abstract_syntax): tuple(map(str, each.transfer_syntax))
+        for each in _entity(settings).supported_contexts
+    }
+
+
 def _policy(settings: Settings) -> Policy:
     """Return who may come in; raises SettingsError when a certificate cannot be used."""
     only_tls = settings.tls.port == settings.node.port != 0

@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dicom_node.errors import SettingsError, UnknownPeer
+from dicom_node.order import LOW, NORMAL, Order, Quota
 from dicom_node.rules import DEFAULT_RULES
 from dicom_node.settings.sections import (
     AssemblySettings,
@@ -25,6 +26,7 @@ from dicom_node.settings.sections import (
     FilesSettings,
     LimitSettings,
     NodeSettings,
+    OrderSettings,
     PeerSettings,
     RetentionSettings,
     RuleSettings,
@@ -44,6 +46,7 @@ __all__ = [
     "FilesSettings",
     "LimitSettings",
     "NodeSettings",
+    "OrderSettings",
     "PeerSettings",
     "RetentionSettings",
     "RuleSettings",
@@ -69,6 +72,7 @@ class Settings(Section):
     tls: TlsSettings = TlsSettings()
     web: WebSettings = WebSettings()
     assembly: AssemblySettings = AssemblySettings()
+    order: OrderSettings = OrderSettings()
     engine: EngineSettings = EngineSettings()
     files: FilesSettings = FilesSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -104,6 +108,16 @@ class Settings(Section):
     def recipe(self) -> Recipe:
         """Return the recipe of the [engine] section."""
         return self.engine.recipe()
+
+    def queue_order(self) -> Order:
+        """Return the order of the queue: the [order] section and the peers' quotas."""
+        quotas = {
+            peer.ae_title: Quota(running=peer.quota_running, per_h=peer.quota_per_h)
+            for peer in self.peers
+            if peer.quota_running or peer.quota_per_h
+        }
+        within_s = {NORMAL: self.order.normal_within_s, LOW: self.order.low_within_s}
+        return Order(within_s=within_s, job_s=self.order.job_s, quotas=quotas)
 
     def peer(self, name: str) -> PeerSettings:
         """Return the peer called `name`, or raise UnknownPeer."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dicom_node.order import parse_window
 from dicom_node.rules import parse_conditions, parse_reason
 from sr_engine.errors import RecipeError
 from sr_engine.recipe import Recipe
@@ -183,6 +184,15 @@ class EngineSettings(Section):
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
 
+class OrderSettings(Section):
+    """In which order series are begun, and how long a result may take."""
+
+    normal_within_s: Seconds = 1800.0
+    low_within_s: Seconds = 14400.0
+    job_s: Seconds = 60.0
+    turnaround_s: Annotated[float, Field(ge=0, le=30 * 86400)] = 3600.0
+
+
 class FilesSettings(Section):
     """Room for pixel files."""
 
@@ -257,6 +267,8 @@ class PeerSettings(Section):
     addresses: tuple[str, ...] = ()
     tls: bool = False
     tls_name: str = ""
+    quota_running: Annotated[int, Field(ge=0, le=64)] = 0
+    quota_per_h: Annotated[int, Field(ge=0, le=10000)] = 0
 
     _ae_title = field_validator("ae_title")(check_ae_title)
 
@@ -288,6 +300,7 @@ class RuleSettings(Section):
     reason: str = ""
     to: tuple[str, ...] = ()
     priority: Literal["urgent", "normal", "low"] = "normal"
+    windows: tuple[str, ...] = ()
 
     @field_validator("when", "unless")
     @classmethod
@@ -295,3 +308,10 @@ class RuleSettings(Section):
         return parse_conditions(conditions)
 
     _reason = field_validator("reason")(parse_reason)
+
+    @field_validator("windows")
+    @classmethod
+    def _windows(cls, windows: tuple[str, ...]) -> tuple[str, ...]:
+        for window in windows:
+            parse_window(window)
+        return windows

@@ -16,13 +16,15 @@ from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, R
 from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
-from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
+from dicom_node.store.jobs import JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
+from dicom_node.store.queue import ClaimedJob
 from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import Ledger, SeriesStore
 from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
+from dicom_node.store.withdrawals import Grounds, Owed, WithdrawalStore, Withdrawn
 
 __all__ = [
     "AuditRow",
@@ -33,6 +35,7 @@ __all__ = [
     "DerivedInstance",
     "DerivedSeries",
     "Gone",
+    "Grounds",
     "InstanceRow",
     "JobRow",
     "Ledger",
@@ -40,6 +43,7 @@ __all__ = [
     "Lot",
     "NewInstance",
     "Outstanding",
+    "Owed",
     "Proof",
     "Recorded",
     "Reference",
@@ -47,6 +51,7 @@ __all__ = [
     "Report",
     "Reported",
     "Store",
+    "Withdrawn",
     "open_store",
 ]
 
@@ -88,6 +93,7 @@ class Store:
         self.commitments = CommitmentStore(database)
         self.debts = DebtStore(database)
         self.removals = RemovalStore(database)
+        self.withdrawals = WithdrawalStore(database)
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)

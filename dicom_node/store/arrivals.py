@@ -11,10 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import ConflictingInstance, InstanceRejected, NodeError, StoreUnavailable
+from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.moves import create_job, move, new_generation, newest_job
+from dicom_node.store.withdrawals import Grounds, withdraw_results
 
 # A person cancelled the series: later slices are kept and counted, but do not undo that.
 STAYS = frozenset({JobState.RECEIVING, JobState.CANCELLED})
@@ -39,11 +41,15 @@ class NewInstance:
     calling_ae: str
     header: dict[str, Any]
     same_as: str | None = None  # SHA-256 of a file that was found to hold the same image
+    corrects: str | None = None  # of a file that has the same image with other patient data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What became of an instance: "new", "duplicate" or "restored", and the job it belongs to."""
+    """What became of an instance, and the job it belongs to.
+
+    "new", "duplicate", "restored" after retention, or "corrected".
+    """
 
     outcome: str
     job_id: int
@@ -67,6 +73,7 @@ class InstanceRow:
     received_at: datetime
     header: dict[str, Any]
     removal_id: int | None  # the decision of retention by which the file goes, or is gone
+    replaced: list[str]  # attributes' digests of what corrections have replaced
 
 
 Arrival = tuple[NewInstance, datetime]
@@ -154,9 +161,15 @@ def record_series(
         job_id = insert_instances(work, fresh)
         outcomes = {new.sop_uid: Recorded(outcome="new", job_id=job_id) for new, _ in fresh}
     again = [(known[new.sop_uid], new, now) for new, now in arrivals if new.sop_uid in known]
-    for row, new, now in sorted(again, key=lambda each: each[0].removal_id is None):
+    for row, new, now in sorted(again, key=changes_nothing):
         outcomes[new.sop_uid] = repeated(work, row, new, now)
     return outcomes
+
+
+def changes_nothing(arrival: tuple[InstanceRow, NewInstance, datetime]) -> bool:
+    """Return whether a known instance leaves its series as it is."""
+    row, new, _ = arrival
+    return row.removal_id is None and new.corrects is None
 
 
 def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> int:
@@ -178,6 +191,8 @@ def repeated(
     work: Work, known: InstanceRow, new: NewInstance, now: datetime
 ) -> Recorded | Exception:
     """Return what becomes of an instance that is known already."""
+    if new.corrects is not None and new.corrects == known.sha256:
+        return correct(work, known, new, now)
     try:
         refuse_other_content(known, new)
     except ConflictingInstance as error:
@@ -219,7 +234,45 @@ def restore(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> 
     return Recorded(outcome="restored", job_id=int(newest.id))
 
 
-def put_back(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> None:
+def correct(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> Recorded:
+    """Return what became of an instance that arrived with other patient or study data.
+
+    Whatever was derived from it carries the wrong ones: it is withdrawn, and the series is made
+    again from the corrected images.
+    """
+    put_back(work, known, new, now, event="instance.corrected")
+    values = {"attributes_sha256": new.attributes_sha256, "header": new.header}
+    values |= {"replaced": [*known.replaced, known.attributes_sha256]}
+    this = schema.instance.c.id == known.id
+    work.execute(sa.update(schema.instance).where(this).values(**values))
+    reason = f"{new.calling_ae} has sent images of the series with other patient or study data."
+    before = state_before(work, known.series_id)
+    withdraw_results(work, known.series_id, Grounds(title=SAFETY, reason=reason), now)
+    newest = newest_job(work, known.series_id)
+    if before in STAYS and newest.state in STAYS:
+        return Recorded(outcome="corrected", job_id=int(newest.id))
+    why = "Corrected images arrived; the series is being received again."
+    if can_reopen(newest):
+        move(work, newest.id, "receive", now, reason=why)
+        return Recorded(outcome="corrected", job_id=int(newest.id))
+    job_id = new_generation(work, newest, now, reason=why)
+    return Recorded(outcome="corrected", job_id=job_id)
+
+
+def state_before(work: Work, series_id: int) -> str:
+    """Return the state of the newest job, not locked: older ones are to be locked before it."""
+    job = schema.job
+    query = sa.select(job.c.state).where(job.c.series_id == series_id)
+    return str(work.execute(query.order_by(job.c.generation.desc()).limit(1)).scalar_one())
+
+
+def put_back(
+    work: Work,
+    known: InstanceRow,
+    new: NewInstance,
+    now: datetime,
+    event: str = "instance.restored",
+) -> None:
     """Let the rows of an instance, and of its forwarding, speak of the new file."""
     series, sent = schema.series, schema.derived_instance
     work.execute(
@@ -230,7 +283,7 @@ def put_back(work: Work, known: InstanceRow, new: NewInstance, now: datetime) ->
     file |= {"transfer_syntax": new.transfer_syntax}
     this = schema.instance.c.id == known.id
     work.execute(sa.update(schema.instance).where(this).values(**file))
-    work.record("instance.restored", now, sop=new.sop_uid, series=new.series_uid)
+    work.record(event, now, sop=new.sop_uid, series=new.series_uid, calling_ae=new.calling_ae)
 
 
 def receiving_job(work: Work, series_id: int, series_uid: str, now: datetime) -> int:
@@ -262,6 +315,8 @@ def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
     Equal pixels may come in another transfer syntax, so the file's hash counts only where nobody
     decoded or compared the pixels.
     """
+    if new.attributes_sha256 in known.replaced:
+        raise ConflictingInstance(f"SOP instance {new.sop_uid} was corrected since")
     same_pixels = known.sha256 in (new.sha256, new.same_as)
     if known.pixels_sha256 and new.pixels_sha256:
         same_pixels = known.pixels_sha256 == new.pixels_sha256

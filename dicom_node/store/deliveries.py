@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import StoreUnavailable, UnknownJob
+from dicom_node.order import PRIORITIES
 from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
-from dicom_node.store.jobs import PRIORITIES
 from dicom_node.store.moves import locked_job, move
 
 PENDING, SENT, COMMITTED, DEAD = "PENDING", "SENT", "COMMITTED", "DEAD"
@@ -272,9 +272,19 @@ def settle_job(work: Work, job_id: int, now: datetime) -> None:
         return
     failed = [f"{row.destination}: {row.reason}" for row in rows if row.state == DEAD]
     if failed:
-        move(work, job_id, "fail", now, reason=f"Sending failed for good: {'; '.join(failed)}")
+        reason = f"Sending failed for good: {'; '.join(failed)}"
+        if locked_job(work, job_id).generation < 0:
+            reason += " Reject the series there by hand, or requeue the note once it can be sent."
+        move(work, job_id, "fail", now, reason=reason)
         return
     kept = {COMMITTED: " (committed)"}
     names = ", ".join(f"{row.destination}{kept.get(row.state, '')}" for row in rows)
-    what = "derived series was" if locked_job(work, job_id).derived_series_uid else "originals were"
-    move(work, job_id, "deliver", now, reason=f"The {what} sent to {names}.")
+    move(work, job_id, "deliver", now, reason=f"The {what_was(work, job_id)} sent to {names}.")
+
+
+def what_was(work: Work, job_id: int) -> str:
+    """Return what the job sends, and the verb."""
+    row = locked_job(work, job_id)
+    if row.generation < 0:
+        return "rejection note was"
+    return "derived series was" if row.derived_series_uid else "originals were"

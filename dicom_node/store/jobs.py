@@ -9,11 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.errors import IllegalTransition, UnknownJob
+from dicom_node.order import ANY_ORDER, Order, Place
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
-from dicom_node.store.database import Database
+from dicom_node.store.database import Database, Work
 from dicom_node.store.gone import gone_originals, gone_results, refuse_gone_originals
-from dicom_node.store.moves import REASONS, locked_job, move, new_generation, refuse_stranger
+from dicom_node.store.moves import (
+    REASONS,
+    locked_job,
+    move,
+    new_generation,
+    refuse_stranger,
+)
+from dicom_node.store.queue import ClaimedJob, Lease, claim, places
 from dicom_node.store.results import (
     DerivedInstance,
     DerivedSeries,
@@ -25,23 +33,8 @@ from dicom_node.store.results import (
     store_result,
 )
 
-PRIORITIES = {"urgent": 0, "normal": 1, "low": 2}
+REQUEUED = REASONS["requeue"].rstrip(".")
 MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClaimedJob:
-    """A job that this worker may process until `lease_until`."""
-
-    job_id: int
-    series_id: int
-    series_uid: str
-    generation: int
-    attempt: int
-    priority: str
-    destinations: tuple[str, ...]
-    incomplete_release: bool
-    lease_until: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +65,18 @@ class JobRow:
     recipe_digest: str | None
     weights_sha256: str | None
     figures: Mapping[str, Any]
+    withdrawal: Mapping[str, Any] | None
+    withdrawn_at: datetime | None
+    unsendable: bool
+    source: str
+    windows: tuple[str, ...]
+    queued_at: datetime | None
+    claimed_at: datetime | None
+
+    @property
+    def is_note(self) -> bool:
+        """Return whether this is a rejection note: no generation of its series."""
+        return self.generation < 0
 
 
 class JobStore:
@@ -90,7 +95,18 @@ class JobStore:
 
     def of_series(self, series_uid: str) -> list[JobRow]:
         """Return every generation of the series, oldest first; none if it is unknown."""
-        return self._rows(schema.series.c.series_uid == series_uid)
+        mine = (schema.series.c.series_uid == series_uid) & (schema.job.c.generation > 0)
+        return self._rows(mine)
+
+    def replaced_by(self, row: JobRow) -> str:
+        """Return the derived series whose place the result of `row` takes; "" without any."""
+        older = [one for one in self.of_series(row.series_uid) if one.generation < row.generation]
+        uids = [one.derived_series_uid for one in older if one.published_at is not None]
+        return next((uid for uid in reversed(uids) if uid), "")
+
+    def notes(self, series_id: int) -> list[JobRow]:
+        """Return the rejection notes about generations of the series, oldest first."""
+        return self._rows((schema.job.c.series_id == series_id) & (schema.job.c.generation < 0))
 
     def derived(self, job_id: int) -> list[DerivedInstance]:
         """Return the derived instances of the job, published or held."""
@@ -157,40 +173,19 @@ class JobStore:
                 forward(work, job_id, columns["destinations"])
             return True
 
-    def claim(self, worker: str, now: datetime, lease: timedelta) -> ClaimedJob | None:
-        """Return the most urgent, then oldest queued job, now held by `worker`; None if none.
+    def claim(
+        self, worker: str, now: datetime, lease: timedelta, order: Order = ANY_ORDER
+    ) -> ClaimedJob | None:
+        """Return the job whose turn it is (see `order`), held by `worker` now; None if none.
 
         `worker` names one life of one process: a restarted worker takes another name.
         """
-        job = schema.job
-        query = (
-            sa.update(job)
-            .where(job.c.id == next_in_queue(now))
-            .values(
-                state=JobState.RUNNING.value,
-                reason=REASONS["claim"],
-                worker=worker,
-                lease_until=now + lease,
-                attempts=job.c.attempts + 1,
-                updated_at=now,
-            )
-            .returning(job)
-        )
-        with self._database.transaction() as work:
-            row = work.execute(query).first()
-            if row is None:
-                return None
-            claimed = to_claimed(row, series_uid_of(work.connection, row.series_id))
-            work.record(
-                "job.claim",
-                now,
-                job=row.id,
-                series=claimed.series_uid,
-                worker=worker,
-                attempt=row.attempts,
-                state=row.state,
-            )
-            return claimed
+        return claim(self._database, Lease(worker=worker, now=now, until=now + lease), order)
+
+    def queue(self, now: datetime, order: Order = ANY_ORDER) -> list[Place]:
+        """Return where every queued job stands: those to be begun in their order come first."""
+        with self._database.reading() as connection:
+            return places(connection, order, now)
 
     def heartbeat(
         self,
@@ -317,29 +312,40 @@ class JobStore:
     def requeue(self, job_id: int, now: datetime, destinations: Sequence[str] = ()) -> int:
         """Return the job that is tried again: a new generation once a result was published.
 
-        A published result whose delivery failed is only sent again, as long as it is here.
+        A published result whose delivery failed is only sent again, as long as it is here. What
+        was forwarded is forwarded again.
 
         Raises
         ------
+        IllegalTransition
+            If there is nothing to try again.
         FilesGone
             If what would be processed was deleted by retention.
         """
         with self._database.transaction() as work:
             row = locked_job(work, job_id)
-            columns: dict[str, Any] = {"attempts": 0, "not_before": None}
-            columns |= {"destinations": row.destinations or list(destinations)}
             if row.state == JobState.DEAD and row.published_at and not gone_results(work, job_id):
                 resend(work, job_id, now)
                 return job_id
+            if row.generation < 0:
+                raise IllegalTransition(
+                    f"job {job_id} is a rejection note: only a failed one is sent again"
+                )
             refuse_gone_originals(work, row)
+            columns: dict[str, Any] = {"attempts": 0, "not_before": None}
+            columns |= {"destinations": row.destinations or list(destinations)}
             if row.published_at is None:
+                columns |= {"withdrawal": None, "withdrawn_at": None}
                 move(work, job_id, "requeue", now, **columns)
                 return job_id
-            reason = "Superseded: a person asked for the series to be processed again."
-            again = new_generation(work, row, now, reason=reason)
-            kept = {"rule": row.rule, "priority": row.priority}
-            move(work, again, "enqueue", now, reason=REASONS["requeue"], **columns, **kept)
-            return again
+            return reprocess(work, row, now, columns)
+
+    def explain_wait(self, reason: str) -> None:
+        """Let every queued job say why no worker takes it."""
+        job = schema.job
+        these = (job.c.state == JobState.QUEUED) & (job.c.reason != reason)
+        with self._database.transaction() as work:
+            work.execute(sa.update(job).where(these).values(reason=reason))
 
     def cancel(self, job_id: int, now: datetime, reason: str | None = None) -> JobState:
         """Return CANCELLED; deliveries that have not ended are stopped."""
@@ -353,36 +359,28 @@ class JobStore:
             return [to_row(row) for row in rows]
 
 
-def next_in_queue(now: datetime) -> sa.ScalarSelect[int]:
-    """Return the subquery that picks the next job; PostgreSQL skips what others are claiming."""
-    job = schema.job
-    ready = (job.c.not_before.is_(None)) | (job.c.not_before <= now)
-    rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
-    query = sa.select(job.c.id).where(job.c.state == JobState.QUEUED, ready)
-    ordered = query.order_by(rank, job.c.id).limit(1).with_for_update(skip_locked=True)
-    return ordered.scalar_subquery()
-
-
-def series_uid_of(connection: sa.Connection, series_id: int) -> str:
-    """Return the UID of the series."""
-    series = schema.series
-    query = sa.select(series.c.series_uid).where(series.c.id == series_id)
-    return str(connection.execute(query).scalar_one())
-
-
-def to_claimed(row: sa.Row[Any], series_uid: str) -> ClaimedJob:
-    """Return the claimed row as a value."""
-    return ClaimedJob(
-        job_id=row.id,
-        series_id=row.series_id,
-        series_uid=series_uid,
-        generation=row.generation,
-        attempt=row.attempts,
-        priority=row.priority,
-        destinations=tuple(row.destinations),
-        incomplete_release=row.incomplete_release,
-        lease_until=row.lease_until,
+def reprocess(work: Work, row: sa.Row[Any], now: datetime, columns: Mapping[str, Any]) -> int:
+    """Return the new generation that does again what a job has done: enhance, or forward."""
+    old = row.derived_series_uid
+    what = f"; it takes the place of derived series {old}" if old else ""
+    reason = "Superseded: a person asked for the series to be processed again."
+    again = new_generation(work, row, now, reason=reason)
+    kept = {name: row._mapping[name] for name in ("rule", "priority", "windows", "source")}
+    kept |= columns
+    if old:
+        move(work, again, "enqueue", now, reason=f"{REQUEUED}{what}.", **kept)
+        return again
+    reason = "Forwarded again: a person asked for it."
+    move(
+        work,
+        again,
+        "forward",
+        now,
+        reason=reason,
+        **kept | {"published_at": now, "queued_at": None},
     )
+    forward(work, again, kept["destinations"])
+    return again
 
 
 def to_row(row: sa.Row[Any]) -> JobRow:
@@ -391,4 +389,5 @@ def to_row(row: sa.Row[Any]) -> JobRow:
     values["state"] = JobState(row.state)
     values["held_by"] = HeldBy(row.held_by) if row.held_by else None
     values["destinations"] = tuple(row.destinations)
+    values["windows"] = tuple(row.windows)
     return JobRow(**values)

@@ -33,7 +33,11 @@ REASONS = {
     "requeue": "Queued again by a person; waiting for a worker.",
     "resend": "A person asked for the result to be sent again.",
     "supersede": "Superseded by a newer generation of the series.",
+    "withdraw": "Withdrawn.",
+    "reject": "The rejection note is being sent.",
+    "readdress": "The rejection note is being sent to one destination more.",
 }
+BEGINS_TO_WAIT = frozenset({"enqueue", "release", "requeue"})
 # A reopened series is judged afresh: what the last judgement left behind must not stay.
 REOPENED: dict[str, Any] = {
     "rule": None,
@@ -42,6 +46,8 @@ REOPENED: dict[str, Any] = {
     "attempts": 0,
     "destinations": [],
     "priority": "normal",
+    "windows": [],
+    "queued_at": None,
 }
 
 
@@ -104,6 +110,8 @@ def move(
     values: dict[str, Any] = {"held_by": None, "worker": None, "lease_until": None}
     if event == "receive":
         values |= REOPENED
+    if event in BEGINS_TO_WAIT:
+        values["queued_at"] = now
     values |= columns | {"state": state.value, "reason": reason, "updated_at": now}
     work.execute(sa.update(schema.job).where(schema.job.c.id == job_id).values(**values))
     if state in (JobState.CANCELLED, JobState.SUPERSEDED):
@@ -135,10 +143,15 @@ def create_job(
 def new_generation(work: Work, old: sa.Row[Any], now: datetime, *, reason: str) -> int:
     """Return the id of the RECEIVING job that takes the place of `old`, which is superseded."""
     move(work, old.id, "supersede", now, reason=reason)
-    series = schema.series
-    of_series = sa.select(series.c.series_uid).where(series.c.id == old.series_id)
-    series_uid = work.execute(of_series).scalar_one()
+    series_uid = series_uid_of(work.connection, old.series_id)
     return create_job(work, old.series_id, series_uid, now, generation=old.generation + 1)
+
+
+def series_uid_of(connection: sa.Connection, series_id: int) -> str:
+    """Return the UID of the series."""
+    series = schema.series
+    query = sa.select(series.c.series_uid).where(series.c.id == series_id)
+    return str(connection.execute(query).scalar_one())
 
 
 def stop_deliveries(work: Work, job_id: int) -> None:

@@ -1,7 +1,8 @@
 """What the status page and housekeeping read: never writes."""
 
+import math
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database
 from dicom_node.store.removals import FILES
-from dicom_node.store.series import delivery_figures, newest_jobs
+from dicom_node.store.series import delivery_figures, newest_jobs, note_figures
 
 KEPT, GOING, GONE = "kept", "going", "gone"
 
@@ -36,6 +37,15 @@ class Lease:
     attempt: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turnaround:
+    """From the first received image until every destination has the result."""
+
+    overdue: int  # series under way that have taken longer than allowed already
+    late: int  # delivered within the last hour, too late
+    slowest_s: float | None  # of those delivered within the last hour
+
+
 def series_lines(
     database: Database, *, limit: int | None = None, job_id: int | None = None
 ) -> list[dict[str, Any]]:
@@ -52,6 +62,11 @@ def series_lines(
             job.c.id.label("job_id"),
             *(job.c[name] for name in ("generation", "state", "reason", "held_by", "stage")),
             *(job.c[name] for name in ("progress", "created_at", "updated_at", "published_at")),
+            *(
+                job.c[name]
+                for name in ("priority", "queued_at", "windows", "source", "withdrawn_at")
+            ),
+            series.c.id.label("series_id"),
             job.c.derived_series_uid,
             count.scalar_subquery().label("instances"),
         )
@@ -63,10 +78,43 @@ def series_lines(
         query = query.where(job.c.id == job_id)
     with database.reading() as connection:
         deliveries = delivery_figures(connection)
+        notes = note_figures(connection, deliveries)
         return [
-            dict(row._mapping) | {"deliveries": deliveries.get(row.job_id, [])}
+            line_of(row, deliveries.get(row.job_id, []), notes.get(row.series_id, []))
             for row in connection.execute(query)
         ]
+
+
+def line_of(
+    row: sa.Row[*tuple[Any, ...]], deliveries: list[dict[str, Any]], notes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return one row as an element; a rejection note's own line has its deliveries once."""
+    line = dict(row._mapping)
+    del line["series_id"]
+    return line | {"deliveries": deliveries + (notes if row.generation > 0 else [])}
+
+
+def turnaround(database: Database, now: datetime, limit_s: float) -> Turnaround:
+    """Return how long results take, from a series' first image until every destination has it.
+
+    Only the machine's own time counts: what waits for a person is not late.
+    """
+    job = newest_jobs()
+    under_way = (JobState.RECEIVING, JobState.QUEUED, JobState.RUNNING, JobState.DERIVED)
+    begun = sa.select(job.c.created_at).where(job.c.state.in_(under_way))
+    hour_ago = now - timedelta(hours=1)
+    done = sa.select(job.c.created_at, job.c.updated_at).where(
+        job.c.state == JobState.DELIVERED, job.c.updated_at.between(hour_ago, now)
+    )
+    with database.reading() as connection:
+        waits = [(now - at).total_seconds() for at in connection.execute(begun).scalars()]
+        took = [(row[1] - row[0]).total_seconds() for row in connection.execute(done)]
+    limit_s = limit_s or math.inf
+    return Turnaround(
+        overdue=sum(seconds > limit_s for seconds in waits),
+        late=sum(seconds > limit_s for seconds in took),
+        slowest_s=max(took, default=None),
+    )
 
 
 def leases(database: Database) -> list[Lease]:

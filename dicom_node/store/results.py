@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dicom_node.errors import WeightsRecalled
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Work
@@ -69,10 +70,28 @@ def result_columns(derived: DerivedSeries) -> dict[str, Any]:
 
 def store_result(work: Work, job_id: int, derived: DerivedSeries) -> None:
     """Keep the derived instances of the job, in the place of an unpublished earlier attempt's."""
+    refuse_recalled(work, derived.weights_sha256)
     table = schema.derived_instance
     work.execute(sa.delete(table).where(table.c.job_id == job_id))
-    rows = [asdict(one) | {"path": str(one.path), "job_id": job_id} for one in derived.instances]
-    work.connection.execute(sa.insert(table), rows)
+    store_instances(work, job_id, derived.instances)
+
+
+def store_instances(work: Work, job_id: int, instances: Sequence[DerivedInstance]) -> None:
+    """Keep files as what the job sends."""
+    rows = [asdict(one) | {"path": str(one.path), "job_id": job_id} for one in instances]
+    work.connection.execute(sa.insert(schema.derived_instance), rows)
+
+
+def refuse_recalled(work: Work, weights_sha256: str) -> None:
+    """Raise WeightsRecalled when nothing may be made with these weights any more."""
+    table = schema.recall
+    query = sa.select(table.c.reason).where(table.c.weights_sha256 == weights_sha256)
+    reason = work.execute(query).scalar_one_or_none()
+    if reason is not None:
+        raise WeightsRecalled(
+            f"the weights {weights_sha256[:16]} are recalled: {reason}; configure other ones "
+            f"(engine.weights), restart, then requeue"
+        )
 
 
 def announce(

@@ -1,7 +1,8 @@
 """The tables (SQLAlchemy 2). The migrations build them; a test holds both equal.
 
 A row of `job` is one generation of one series' life; the state of a series is the state of its
-newest job.
+newest job. Generation -n is the rejection note about generation n: whatever sends a result sends
+it, too, and it is never anybody's newest job.
 """
 
 import json
@@ -118,6 +119,8 @@ instance = sa.Table(
     sa.Column("header", sa.JSON, nullable=False),  # rules.HEADER_KEYS, no patient attribute
     # NULL: the file is there; else the decision by which it goes, or is gone.
     sa.Column("removal_id", sa.Integer, sa.ForeignKey("removal.id"), index=True),
+    # The attributes' digests of what a correction has replaced: they never come back.
+    sa.Column("replaced", sa.JSON, nullable=False, server_default="[]"),
 )
 
 job = sa.Table(
@@ -146,6 +149,16 @@ job = sa.Table(
     sa.Column("recipe_digest", SHA256),
     sa.Column("weights_sha256", SHA256),
     sa.Column("figures", sa.JSON, nullable=False),
+    # NULL: it stands; else why not: {"title", "modifiers", "reason"} (`withdrawals.Grounds`).
+    sa.Column("withdrawal", sa.JSON(none_as_null=True)),
+    sa.Column("withdrawn_at", UtcDateTime, index=True),
+    # No note can be made about it: a person must reject it in the archive.
+    sa.Column("unsendable", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Of the queue: who sent the series, when it may be begun, how long it has waited.
+    sa.Column("source", sa.String(16), nullable=False, server_default=""),
+    sa.Column("windows", sa.JSON, nullable=False, server_default="[]"),  # local time: "22:00-06:00"
+    sa.Column("queued_at", UtcDateTime),  # for the first time since the series was complete
+    sa.Column("claimed_at", UtcDateTime, index=True),  # for the last time
     sa.UniqueConstraint("series_id", "generation"),
     sa.Index(None, "state", "id"),
 )
@@ -253,4 +266,12 @@ switch = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.JSON, nullable=False),
     sa.Column("changed_at", UtcDateTime, nullable=False),
+)
+
+recall = sa.Table(  # weight files that nothing may be made with any more
+    "recall",
+    metadata,
+    sa.Column("weights_sha256", SHA256, primary_key=True),
+    sa.Column("reason", Words, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
 )

@@ -1,9 +1,11 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -88,6 +90,13 @@ class SeriesStore:
         """
         return self._recording.do((new, now))
 
+    def move_file(self, sop_uid: str, old: Path, new: Path) -> None:
+        """Let the rows of an instance speak of its file at another place."""
+        with self._database.transaction() as work:
+            for table in (schema.instance, schema.derived_instance):
+                this = (table.c.sop_uid == sop_uid) & (table.c.path == str(old))
+                work.execute(sa.update(table).where(this).values(path=str(new)))
+
     def find_instance(self, sop_uid: str) -> InstanceRow | None:
         """Return the stored instance `sop_uid`, or None when it was never received."""
         with self._database.reading() as connection:
@@ -104,13 +113,22 @@ class SeriesStore:
         with self._database.reading() as connection:
             return [to_row(row) for row in connection.execute(instance_rows().order_by("id"))]
 
-    def receiving(self, idle_before: datetime) -> list[tuple[int, int]]:
-        """Return (job_id, series_id) of every series silent since `idle_before`."""
+    def receiving(
+        self, idle_before: datetime, documents_before: datetime | None = None
+    ) -> list[tuple[int, int]]:
+        """Return (job_id, series_id) of every series silent since `idle_before`.
+
+        Key objects, which may reject others, have nothing to wait for: `documents_before`.
+        """
         job, series = schema.job, schema.series
+        ready = series.c.last_received_at <= idle_before
+        if documents_before is not None:
+            documents = series.c.modality == "KO"
+            ready |= documents & (series.c.last_received_at <= documents_before)
         query = (
             sa.select(job.c.id, job.c.series_id)
             .join(series, series.c.id == job.c.series_id)
-            .where(job.c.state == JobState.RECEIVING, series.c.last_received_at <= idle_before)
+            .where(job.c.state == JobState.RECEIVING, ready)
             .order_by(job.c.id)
         )
         with self._database.reading() as connection:
@@ -120,6 +138,7 @@ class SeriesStore:
         """Return one element per received series, finished or not (design section 6)."""
         with self._database.reading() as connection:
             deliveries = delivery_figures(connection)
+            notes = note_figures(connection, deliveries)
             return [
                 {
                     "series_uid": row.series_uid,
@@ -129,7 +148,7 @@ class SeriesStore:
                     "state": row.state,
                     "reason": row.reason,
                     "derived_series_uid": row.derived_series_uid if row.published_at else None,
-                    "deliveries": deliveries.get(row.id, []),
+                    "deliveries": deliveries.get(row.id, []) + notes.get(row.series_id, []),
                 }
                 for row in connection.execute(newest_jobs_with_series())
             ]
@@ -173,9 +192,23 @@ def newest_jobs_with_series() -> sa.Select[Any]:
     of_series = instance.c.series_id == series.c.id
     count = sa.select(sa.func.count()).where(of_series).scalar_subquery().label("instances")
     named = [series.c.series_uid, series.c.modality, series.c.description]
-    columns = [job.c.id, job.c.state, job.c.reason, job.c.derived_series_uid, job.c.published_at]
+    names = ("id", "series_id", "state", "reason", "derived_series_uid", "published_at")
+    columns = [job.c[name] for name in names]
     joined = sa.select(*named, *columns, count).join(job, job.c.series_id == series.c.id)
     return joined.order_by(series.c.id)
+
+
+def note_figures(
+    connection: sa.Connection, deliveries: Mapping[int, list[dict[str, Any]]]
+) -> dict[int, list[dict[str, Any]]]:
+    """Return for each series the deliveries of the rejection notes about what it became."""
+    job = schema.job
+    query = sa.select(job.c.series_id, job.c.id).where(job.c.generation < 0).order_by(job.c.id)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in connection.execute(query):
+        marked = [line | {"content": "rejection note"} for line in deliveries.get(row.id, [])]
+        found.setdefault(row.series_id, []).extend(marked)
+    return found
 
 
 def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]]]:

@@ -50,6 +50,7 @@ class WaitStore:
                 sa.update(series).where(series.c.id.in_(receiving)).values(last_received_at=now),
                 sa.update(job).where(running).values(lease_until=now + lease),
                 sa.update(job).where(job.c.not_before > not_after).values(not_before=now),
+                sa.update(job).where(job.c.queued_at > now).values(queued_at=now),
                 sa.update(delivery)
                 .where(delivery.c.next_try_at > not_after)
                 .values(next_try_at=now),

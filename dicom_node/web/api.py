@@ -97,7 +97,13 @@ class Api:
         limit = request.query_params.get("limit", str(MOST_JOBS))
         if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_JOBS):
             raise Denied(400, f"limit is a number from 1 to {MOST_JOBS}")
-        return to_json({"jobs": series_lines(self.actions.store.database, limit=int(limit))})
+        settings, store = self.actions.settings, self.actions.store
+        queue = store.jobs.queue(datetime.now(UTC), settings.queue_order())
+        places = {
+            one.job_id: {"position": one.position, "waits_for": one.waits_for} for one in queue
+        }
+        lines = series_lines(store.database, limit=int(limit))
+        return to_json({"jobs": [line | {"queue": places.get(line["job_id"])} for line in lines]})
 
     def job(self, request: Request) -> Response:
         """Return one job and what happened to it."""

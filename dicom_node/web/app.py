@@ -20,9 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_node import pixel_files, telemetry
 from dicom_node.errors import NodeError, StoreUnavailable, UnknownJob
+from dicom_node.order import Place
 from dicom_node.settings import Settings
 from dicom_node.store import JobRow, Store
-from dicom_node.store.overview import oldest_queued, series_lines
+from dicom_node.store.overview import Turnaround, oldest_queued, series_lines, turnaround
 from dicom_node.web import views
 from dicom_node.web.api import Actions, Api, Forms, signed_in
 from dicom_node.web.auth import (
@@ -108,7 +109,8 @@ class Pages:
         """Return the table of series."""
         now = datetime.now(UTC)
         rows = series_lines(self.store.database, limit=MOST_LINES)
-        lines = [views.series_line(row, now) for row in rows]
+        places = {one.job_id: one for one in self._queue(now)}
+        lines = [views.series_line(row, now, places.get(row["job_id"])) for row in rows]
         states = self.store.series.states()
         return self._page(
             "index.html",
@@ -155,6 +157,10 @@ class Pages:
         ledger = self.store.ledger()
         telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
         telemetry.set_jobs(self.store.series.states())
+        telemetry.set_rejection_notes(self.store.withdrawals.note_states())
+        late = self._turnaround(datetime.now(UTC))
+        telemetry.set_turnaround(late.overdue, late.late, late.slowest_s)
+        telemetry.sending.set(sending_text(self.settings, self.store) == "on")
         telemetry.set_commitments(self.store.commitments.open_transactions())
         room = pixel_files.room(self.settings)
         telemetry.set_room(room.free_bytes, room.incoming_bytes, room.results_bytes)
@@ -182,6 +188,12 @@ class Pages:
             "workers": self.probe.workers(),
             "failing_tasks": failing,
         }
+
+    def _queue(self, now: datetime) -> list[Place]:
+        return self.store.jobs.queue(now, self.settings.queue_order())
+
+    def _turnaround(self, now: datetime) -> Turnaround:
+        return turnaround(self.store.database, now, self.settings.order.turnaround_s)
 
     def _login_form(
         self, status: int = 200, headers: dict[str, str] | None = None, error: str = ""
@@ -231,6 +243,7 @@ class Pages:
                 + (f", oldest job waits {views.age_text(queued_s)}" if queued_s else ""),
                 look="look" if (queued_s or 0) > OLD_QUEUE_S else "idle",
             ),
+            self._turnaround_light(now),
             Light(
                 name="Disk free",
                 value=views.disk_text(health),
@@ -245,12 +258,20 @@ class Pages:
             *(Light(name="Failing", value=name, look="bad") for name in health["failing_tasks"]),
         ]
 
+    def _turnaround_light(self, now: datetime) -> views.Light:
+        late = self._turnaround(now)
+        text = views.turnaround_text(late, self.settings.order.turnaround_s)
+        return views.Light(name="Turnaround", value=text, look="look" if late.overdue else "idle")
+
     def _job_context(self, job: JobRow, now: datetime) -> dict[str, Any]:
         row = series_lines(self.store.database, job_id=job.id)[0]
         reasons = {one["destination"]: one for one in self.store.deliveries.of_job(job.id)}
         for delivery in row["deliveries"]:
+            if delivery.get("content"):
+                continue
             delivery["reason"] = reasons[delivery["destination"]]["reason"]
-        line = views.series_line(row, now)
+        place = next((one for one in self._queue(now) if one.job_id == job.id), None)
+        line = views.series_line(row, now, place)
         gone = self.store.removals.gone_originals(job.series_id)
         removals = self.store.removals.of_job(job.id)
         return {

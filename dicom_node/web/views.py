@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from dicom_node.order import Place
 from dicom_node.states import TRANSITIONS, HeldBy, JobState
 from dicom_node.store import AuditRow, JobRow, Removal
+from dicom_node.store.overview import Turnaround
 
 LOOKS = {  # state -> colour class; the state itself always stands there as text
     JobState.RECEIVING: "busy",
@@ -79,6 +81,8 @@ class SeriesLine:
     age: str
     percent: int | None
     deliveries: tuple[DeliveryLine, ...]
+    priority: str = "normal"
+    queue: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +164,31 @@ def delivery_line(row: Mapping[str, Any]) -> DeliveryLine:
     some = row.get("committed") and state != "COMMITTED"
     kept = f", {row['committed']} committed" if some else ""
     reason = f" ({row['reason']})" if row.get("reason") else ""
-    text = f"{row['destination']}: {state.lower()}{sent}{warned}{failed}{kept}{reason}"
+    what = f"{row['content']} to " if row.get("content") else ""
+    text = f"{what}{row['destination']}: {state.lower()}{sent}{warned}{failed}{kept}{reason}"
     return DeliveryLine(text=text, look=DELIVERY_LOOKS.get(state, "idle"))
 
 
-def series_line(row: Mapping[str, Any], now: datetime) -> SeriesLine:
+def queue_text(place: Place | None) -> str:
+    """Return where a job stands in the queue, and what it waits for; "" for any other job."""
+    if place is None:
+        return ""
+    if place.position is None:
+        return f"waits for {place.waits_for}"
+    return f"number {place.position} in the queue{', by its age' if place.aged else ''}"
+
+
+def turnaround_text(late: Turnaround, limit_s: float) -> str:
+    """Return how long results take."""
+    limit = f" (limit {age_text(limit_s)})" if limit_s else ""
+    if late.overdue:
+        return f"{late.overdue} series late{limit}"
+    if late.slowest_s is None:
+        return f"no result within the hour{limit}"
+    return f"slowest {age_text(late.slowest_s)} within the hour{limit}"
+
+
+def series_line(row: Mapping[str, Any], now: datetime, place: Place | None = None) -> SeriesLine:
     """Return one row of the table."""
     state = JobState(row["state"])
     created: datetime = row["created_at"]
@@ -182,6 +206,8 @@ def series_line(row: Mapping[str, Any], now: datetime) -> SeriesLine:
         age=age_text((now - created).total_seconds()),
         percent=percent_of(row.get("progress")) if running else None,
         deliveries=tuple(delivery_line(delivery) for delivery in row["deliveries"]),
+        priority=row["priority"],
+        queue=queue_text(place),
     )
 
 
@@ -249,10 +275,17 @@ def possible_decisions(state: JobState, held_by: str | None) -> tuple[str, ...]:
     )
 
 
+def generation_text(job: JobRow) -> str:
+    """Return which generation of its series a job is, or which one it is a note about."""
+    if job.is_note:
+        return f"rejection note about generation {-job.generation}"
+    return f"generation {job.generation}"
+
+
 def job_facts(job: JobRow, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a job, named, without what is not known."""
     facts = {
-        "Job": f"{job.id}, generation {job.generation}, attempts {job.attempts}",
+        "Job": f"{job.id}, {generation_text(job)}, attempts {job.attempts}",
         "Series": job.series_uid,
         "Study": row["study_uid"],
         "Images": f"{row['instances']} ({row['modality']})",
@@ -260,6 +293,9 @@ def job_facts(job: JobRow, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Last change": f"{clock_text(job.updated_at)} UTC",
         "Rule": job.rule,
         "Priority": job.priority,
+        "Time windows": ", ".join(job.windows),
+        "Queued since": f"{clock_text(job.queued_at)} UTC" if job.queued_at else None,
+        "Withdrawn": f"{clock_text(job.withdrawn_at)} UTC" if job.withdrawn_at else None,
         "Destinations": ", ".join(job.destinations),
         "Held by": job.held_by.value if job.held_by else None,
         "Released incomplete": "yes" if job.incomplete_release else None,

@@ -5,8 +5,6 @@ The process that runs this loads torch; nothing heavy is imported before the fir
 
 import hashlib
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node import pixel_files, release_gate, telemetry
 from dicom_node.assembly import InstanceHeader, volume_of
-from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUnavailable
+from dicom_node.errors import (
+    GateRefused,
+    IllegalTransition,
+    LeaseLost,
+    StoreUnavailable,
+    WeightsRecalled,
+)
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
+from dicom_node.worker.folders import attempt_name, discard, discard_others
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
+from dicom_node.worker.weights import RecallGuard
 from sr_engine.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ class Order:
     paths: tuple[Path, ...]
     folder: Path
     job: JobRow
+    replaces: str = ""  # the derived series of an earlier generation
 
 
 Engine = Callable[[Order, Settings, Progress], "EnhanceResult"]
@@ -69,6 +76,11 @@ class Worker:
         self._shutdown = shutdown or Shutdown()
         self._engine = engine or run_engine
         self._waits = False  # for room on the disk
+        self._order = settings.queue_order()
+        self._recalls = RecallGuard(
+            store,
+            lambda: load_bundle(settings.engine.weights, settings.engine.weights_sha256).sha256,
+        )
 
     def run(self) -> None:
         """Work until the shutdown is requested."""
@@ -85,11 +97,11 @@ class Worker:
         log.info("worker.stop", worker=self.name)
 
     def run_once(self) -> bool:
-        """Process one job; False when there was none, or no room for a result."""
-        if not self._has_room():
+        """Process one job; False when there was none, or it may not be begun."""
+        if not self._has_room() or not self._recalls.stands():
             return False
         lease = timedelta(seconds=self._settings.engine.lease_s)
-        job = self._store.jobs.claim(self.name, utc_now(), lease)
+        job = self._store.jobs.claim(self.name, utc_now(), lease, self._order)
         if job is None:
             return False
         folder = attempts_dir(self._settings) / str(job.job_id) / attempt_name(job)
@@ -109,7 +121,7 @@ class Worker:
                 self._settle(job, lambda: self._wait_for_room(job))
             else:
                 self._settle(job, lambda: self._fail(job, reason))
-        except InputRefused as error:
+        except (InputRefused, WeightsRecalled) as error:
             reason = f"The series cannot be processed: {error}"
             self._end(job, folder, lambda: self._move(job, "refuse", reason=reason))
         except Exception as error:  # the worker's edge: one bad job must not end the worker
@@ -137,7 +149,12 @@ class Worker:
     def _attempt(self, job: ClaimedJob, folder: Path) -> None:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
-        order = Order(paths=source_paths(self._store, job.series_id), folder=folder, job=row)
+        order = Order(
+            paths=source_paths(self._store, job.series_id),
+            folder=folder,
+            job=row,
+            replaces=self._store.jobs.replaced_by(row),
+        )
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
             result = self._engine(order, self._settings, watch.progress)
@@ -245,7 +262,10 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         recipe=settings.recipe(),
         # The job's own time, so that a repeated attempt writes the same bytes.
         job=JobIdentity(
-            job_id=order.job.id, created=order.job.created_at, generation=order.job.generation
+            job_id=order.job.id,
+            created=order.job.created_at,
+            generation=order.job.generation,
+            replaces=order.replaces,
         ),
         bundle=load_bundle(settings.engine.weights, settings.engine.weights_sha256),
         device=settings.engine.device,
@@ -375,23 +395,6 @@ def failure_text(error: Exception, job: ClaimedJob) -> str:
 def attempts_dir(settings: Settings) -> Path:
     """Return the folder of all derived files: ``<state>/out/<job>/<attempt>/``."""
     return settings.node.state_dir.resolve() / "out"
-
-
-def attempt_name(job: ClaimedJob) -> str:
-    """Return a folder name that no other attempt ever has."""
-    return f"{job.attempt}-{secrets.token_hex(4)}"
-
-
-def discard(folder: Path) -> None:
-    """Delete what an attempt left behind."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def discard_others(folder: Path) -> None:
-    """Delete the other attempts' folders of a job whose result lies in `folder`."""
-    for other in folder.parent.iterdir():
-        if other != folder:
-            discard(other)
 
 
 def file_sha256(path: Path) -> str:

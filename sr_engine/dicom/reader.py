@@ -29,6 +29,8 @@ from sr_engine.errors import HeaderError, UnsupportedInput
 
 __all__ = ["SourceSeries", "read_headers", "read_series"]
 
+# Images of two persons, or of two studies, never make one volume.
+PERSON = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 IDENTITY = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -104,6 +106,9 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     series = sorted({text(dataset, "SeriesInstanceUID") for dataset in datasets})
     if len(series) > 1:
         raise UnsupportedInput(f"the input holds {len(series)} series: {', '.join(series[:3])}")
+    for keyword in PERSON:
+        if len({text(dataset, keyword) for dataset in datasets}) > 1:
+            raise UnsupportedInput(f"the images of series {series[0]} have more than one {keyword}")
     if len({_is_enhanced(dataset) for dataset in datasets}) > 1:
         raise UnsupportedInput(f"series {series[0]} mixes classic and Enhanced MR instances")
     uids = [sop_uid(dataset) for dataset in datasets]

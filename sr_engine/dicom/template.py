@@ -46,6 +46,7 @@ class JobIdentity:
     created: datetime  # aware; every date we write is this one, so a resend has the same bytes
     generation: int = 1
     series_number: int | None = None
+    replaces: str = ""  # the derived series of the generation before, if it made one
 
     def __post_init__(self) -> None:
         if self.created.tzinfo is None:
@@ -86,7 +87,7 @@ def series_template(
     _add_dates(dataset, local_time(source, job.created))
     _add_series(dataset, source, recipe, provenance, job)
     _add_equipment(dataset, first, recipe, provenance, local_time(source, job.created))
-    _add_derivation(dataset, source, provenance)
+    _add_derivation(dataset, source, job.replaces)
     _add_qualities(dataset, source, recipe)
     provenance_module.to_private_block(dataset, provenance)
     return dataset
@@ -168,8 +169,8 @@ def _own_equipment(provenance: Provenance) -> Dataset:
     return ours
 
 
-def _add_derivation(dataset: Dataset, source: SourceSeries, provenance: Provenance) -> None:
-    """Refer to every source instance: all of them enter every slice."""
+def _add_derivation(dataset: Dataset, source: SourceSeries, replaced_uid: str) -> None:
+    """Refer to every source instance, as all enter every slice; and name what this replaces."""
     images = [_source_image(source.sop_class_uid, uid) for uid in source.sop_uids]
     instances = [_instance(source.sop_class_uid, uid) for uid in source.sop_uids]
     referenced = Dataset()
@@ -181,6 +182,11 @@ def _add_derivation(dataset: Dataset, source: SourceSeries, provenance: Provenan
     related.PurposeOfReferenceCodeSequence = code(SOURCE_SERIES)
     dataset.DerivationCodeSequence = code(RESAMPLING)
     dataset.RelatedSeriesSequence = [related]
+    if replaced_uid:  # CID 7210 has no code for that purpose
+        replaced = Dataset()
+        replaced.StudyInstanceUID, replaced.SeriesInstanceUID = source.study_uid, replaced_uid
+        replaced.PurposeOfReferenceCodeSequence = []
+        dataset.RelatedSeriesSequence.append(replaced)
     for keyword, items in (
         ("SourceImageSequence", images),
         ("ReferencedSeriesSequence", [referenced]),

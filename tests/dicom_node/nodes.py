@@ -83,7 +83,10 @@ def copying_engine(*, passed: bool = True, spoil: Any = None) -> Any:
             order.folder,
             recipe=Recipe(),
             job=JobIdentity(
-                job_id=17, created=order.job.created_at, generation=order.job.generation
+                job_id=17,
+                created=order.job.created_at,
+                generation=order.job.generation,
+                replaces=order.replaces,
             ),
         )
         if spoil:

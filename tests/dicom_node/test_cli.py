@@ -82,8 +82,13 @@ def test_jobs_for_people_is_a_table(node, run):
     code, out, _ = run("jobs")
 
     assert code == 0
-    assert out.splitlines()[0].split() == ["JOB", "STATE", "IMAGES", "DESCRIPTION", "REASON"]
-    assert "QUEUED" in out and "t1_mpr" in out
+    head, row, said = out.splitlines()
+    names = "JOB STATE AGE PRIORITY QUEUE IMAGES DELIVERIES DESCRIPTION REASON"
+    assert head.split() == names.split()
+    assert row.split()[:2] == ["1", "QUEUED"] and "t1_mpr" in row
+    assert said == (
+        "1 series; nothing needs a person; 0 running; 1 queued; 0 being sent; sending on"
+    )
 
 
 @pytest.mark.parametrize("by_series_uid", [False, True])

@@ -21,7 +21,9 @@ def test_every_state_can_be_reached():
 
 
 def test_nothing_leads_out_of_superseded():
-    assert not [event for state, event in TRANSITIONS if state == JobState.SUPERSEDED]
+    ways = {after for (state, _), after in TRANSITIONS.items() if state == JobState.SUPERSEDED}
+
+    assert ways <= {JobState.SUPERSEDED}
 
 
 def test_what_is_under_way_can_be_cancelled():
@@ -30,10 +32,18 @@ def test_what_is_under_way_can_be_cancelled():
     assert {state for state, event in TRANSITIONS if event == "cancel"} == under_way
 
 
-def test_a_final_state_is_left_only_by_a_late_slice_or_a_person():
+def test_a_final_state_is_left_only_by_a_late_slice_a_person_or_a_withdrawal():
     leaving = {event for state, event in TRANSITIONS if state in FINAL}
 
-    assert leaving == {"receive", "requeue", "resend", "supersede"}
+    assert leaving == {"receive", "requeue", "resend", "supersede", "withdraw", "readdress"}
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_every_state_can_be_withdrawn_and_none_is_delivered_after_it(state):
+    after = next_state(state, "withdraw")
+
+    assert after in (JobState.CANCELLED, JobState.SUPERSEDED)
+    assert not {(after, "deliver"), (after, "derive"), (after, "release")} & TRANSITIONS.keys()
 
 
 @pytest.mark.parametrize("state", [s for s in JobState if s != JobState.SUPERSEDED])

@@ -66,3 +66,21 @@ def test_late_slice_is_forwarded_by_a_new_generation(store, received, new_instan
     assert store.jobs.get(received).state == JobState.SUPERSEDED
     assert store.jobs.get(again).state == JobState.DELIVERED
     assert store.ledger().balanced
+
+
+@pytest.mark.parametrize("end", ["delivered", "cancelled"])
+def test_requeue_of_a_forwarded_series_forwards_it_again(store, received, now, end):
+    decide(store, received, now, 2)
+    if end == "delivered":
+        send_all(store, now)
+    else:
+        store.jobs.cancel(received, now)
+
+    again = store.jobs.requeue(received, now, ["elsewhere"])
+
+    assert store.jobs.get(again).state == JobState.DERIVED  # the engine has no use for it
+    [task] = store.deliveries.due(now)
+    assert (task.job_id, task.destination, len(task.instances)) == (again, "pacs", 2)
+    send_all(store, now)
+    assert store.jobs.get(again).reason == "The originals were sent to pacs."
+    assert store.ledger().balanced

@@ -1,0 +1,314 @@
+"""What is withdrawn, why, and which destinations are still to be told (IHE IOCM).
+
+A withdrawn job is CANCELLED, whatever it was before, and keeps its grounds. Who has, or may have,
+something of what it sent is owed a rejection note. The note is a job of its own beside the series'
+generations, so that everything that sends a result (status per instance, retry, commitment) sends
+it, too, and nothing that happens to the series afterwards can stop it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from dicom_node.states import JobState
+from dicom_node.store import schema
+from dicom_node.store.database import Database, Work
+from dicom_node.store.moves import (
+    create_deliveries,
+    create_job,
+    locked_job,
+    move,
+    series_uid_of,
+)
+from dicom_node.store.results import DerivedInstance, resend, store_instances
+
+MOST_VARIABLES = 500  # of one statement: every database has a limit
+NOTE_STATES = (JobState.DERIVED, JobState.DELIVERED, JobState.DEAD, JobState.CANCELLED)
+# States in which a job may have a result that a recall of its weights is about.
+WITH_RESULT = (
+    *(JobState.HELD, JobState.DERIVED, JobState.DELIVERED),
+    *(JobState.DEAD, JobState.CANCELLED, JobState.SUPERSEDED),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounds:
+    """Why a result is withdrawn: the title of its rejection note, and a sentence."""
+
+    title: str
+    reason: str
+    modifiers: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """One withdrawn job."""
+
+    job_id: int
+    series_uid: str
+    generation: int
+    derived_series_uid: str | None
+    state: JobState
+    at: datetime
+    grounds: Grounds
+    destinations: tuple[str, ...]  # that have something of it, or may have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owed:
+    """A rejection note that destinations are still to get."""
+
+    job_id: int
+    series_uid: str  # of what was sent
+    at: datetime
+    grounds: Grounds
+    destinations: tuple[str, ...]
+    instances: tuple[tuple[str, str, Path], ...] = field(repr=False)  # class, UID, file
+
+
+class WithdrawalStore:
+    """Recalls of weights, withdrawn jobs and the notes about them."""
+
+    def __init__(self, database: Database) -> None:
+        """Read and write `database`."""
+        self._database = database
+
+    def recall(self, weights_sha256: str, grounds: Grounds, now: datetime) -> list[Withdrawn]:
+        """Return every job that was made with these weights; all of them are withdrawn now.
+
+        From here on nothing that is made with them is published.
+        """
+        table, job = schema.recall, schema.job
+        this = table.c.weights_sha256 == weights_sha256
+        made = (job.c.weights_sha256 == weights_sha256) & (job.c.generation > 0)
+        with self._database.transaction() as work:
+            if work.execute(sa.select(table).where(this)).first() is None:
+                row = {"weights_sha256": weights_sha256, "reason": grounds.reason, "at": now}
+                work.execute(sa.insert(table).values(**row))
+                fields = {"weights_sha256": weights_sha256, "reason": grounds.reason}
+                work.record("weights.recalled", now, **fields)
+            query = sa.select(job.c.id).where(made, job.c.state.in_(WITH_RESULT))
+            query = query.where(job.c.derived_series_uid.is_not(None))
+            ids = work.execute(query.order_by(job.c.id)).scalars().all()
+            for job_id in ids:
+                withdraw(work, job_id, grounds, now)
+            return withdrawn(work.connection, job.c.id.in_(ids))
+
+    def recalled(self) -> dict[str, str]:
+        """Return the recalled weights, each with the reason."""
+        table = schema.recall
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(table.c.weights_sha256, table.c.reason))
+            return {row[0]: row[1] for row in rows}
+
+    def weights(self) -> list[str]:
+        """Return the weight files that results were made with, or that are recalled."""
+        job = schema.job
+        made = sa.select(job.c.weights_sha256).where(job.c.weights_sha256.is_not(None))
+        with self._database.reading() as connection:
+            found = set(connection.execute(made.distinct()).scalars())
+            found |= set(connection.execute(sa.select(schema.recall.c.weights_sha256)).scalars())
+        return sorted(found)
+
+    def withdraw_sources(
+        self, sop_uids: Iterable[str], grounds: Grounds, now: datetime
+    ) -> list[Withdrawn]:
+        """Return what is withdrawn now because some of `sop_uids` are no longer to be used.
+
+        They may be received images, or images that we have made. What is withdrawn already stays
+        as it is: a note that is sent back to us changes nothing.
+        """
+        job = schema.job
+        with self._database.transaction() as work:
+            series_ids = concerned(work, list(sop_uids))
+            jobs = sa.select(job.c.id).where(job.c.series_id.in_(series_ids), job.c.generation > 0)
+            jobs = jobs.where(job.c.withdrawn_at.is_(None)).order_by(job.c.id)
+            ids = work.execute(jobs).scalars().all()
+            for job_id in ids:
+                withdraw(work, job_id, grounds, now)
+            return withdrawn(work.connection, job.c.id.in_(ids))
+
+    def all(self) -> list[Withdrawn]:
+        """Return every withdrawn job, oldest first."""
+        with self._database.reading() as connection:
+            return withdrawn(connection, schema.job.c.withdrawn_at.is_not(None))
+
+    def note_states(self) -> dict[str, int]:
+        """Return how many rejection notes stand in each state that one can be in."""
+        job = schema.job
+        query = sa.select(job.c.state, sa.func.count()).where(job.c.generation < 0)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.group_by(job.c.state))
+            found = {row[0]: row[1] for row in rows}
+        return {state.value: found.get(state.value, 0) for state in NOTE_STATES}
+
+    def owed(self) -> list[Owed]:
+        """Return the notes that destinations are still to get."""
+        with self._database.reading() as connection:
+            names: dict[int, list[str]] = {}
+            for row in connection.execute(untold()).all():
+                names.setdefault(row.job_id, []).append(row.destination)
+            waiting = withdrawn(connection, schema.job.c.id.in_(names)) if names else []
+            found = [to_owed(connection, one, names[one.job_id]) for one in waiting]
+        return [one for one in found if one.instances]
+
+    def announce(self, owed: Owed, note: DerivedInstance, series_uid: str, now: datetime) -> None:
+        """Queue the note for the destinations that do not have it yet, its file being durable."""
+        with self._database.transaction() as work:
+            old = locked_job(work, owed.job_id)
+            still = work.execute(untold().where(schema.job.c.id == owed.job_id)).all()
+            names = [row.destination for row in still]
+            if not names:  # somebody was faster
+                return
+            note_id = note_job(work, old)
+            if note_id is None:
+                series = series_uid_of(work.connection, old.series_id)
+                note_id = create_job(work, old.series_id, series, now, generation=-old.generation)
+                store_instances(work, note_id, [note])
+                columns: dict[str, Any] = {"derived_series_uid": series_uid, "published_at": now}
+                move(work, note_id, "reject", now, priority="urgent", **columns)
+            else:
+                reopen(work, note_id, now)
+            create_deliveries(work, note_id, names)
+
+    def give_up(self, owed: Owed, reason: str, now: datetime) -> None:
+        """Put on record that no note can be made: a person must reject it in the archive."""
+        with self._database.transaction() as work:
+            row = locked_job(work, owed.job_id)
+            values = {"unsendable": True, "reason": f"{row.reason} {reason}"}
+            this = schema.job.c.id == owed.job_id
+            work.execute(sa.update(schema.job).where(this).values(**values))
+            work.record("withdrawal.unsendable", now, job=owed.job_id, reason=reason)
+
+
+def withdraw(work: Work, job_id: int, grounds: Grounds, now: datetime) -> None:
+    """Withdraw one job, unless it is withdrawn already."""
+    if locked_job(work, job_id).withdrawn_at is not None:
+        return
+    values = {"withdrawal": asdict(grounds), "withdrawn_at": now}
+    move(work, job_id, "withdraw", now, reason=f"Withdrawn: {grounds.reason}", **values)
+
+
+def withdraw_results(work: Work, series_id: int, grounds: Grounds, now: datetime) -> None:
+    """Withdraw every result of a series that was published; what was forwarded is no result."""
+    job = schema.job
+    query = sa.select(job.c.id).where(job.c.series_id == series_id, job.c.generation > 0)
+    query = query.where(job.c.published_at.is_not(None), job.c.derived_series_uid.is_not(None))
+    for job_id in work.execute(query.order_by(job.c.id)).scalars().all():
+        withdraw(work, job_id, grounds, now)
+
+
+def concerned(work: Work, sop_uids: Sequence[str]) -> list[int]:
+    """Return the series of received images, or of the images that we made from them."""
+    instance, derived, job = schema.instance, schema.derived_instance, schema.job
+    found: set[int] = set()
+    for start in range(0, len(sop_uids), MOST_VARIABLES):
+        some = sop_uids[start : start + MOST_VARIABLES]
+        received = sa.select(instance.c.series_id).where(instance.c.sop_uid.in_(some))
+        made = sa.select(job.c.series_id).join(derived, derived.c.job_id == job.c.id)
+        made = made.where(derived.c.sop_uid.in_(some), job.c.generation > 0)
+        for query in (received, made):
+            found |= set(work.execute(query).scalars())
+    return sorted(found)
+
+
+def withdrawn(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Withdrawn]:
+    """Return the withdrawn jobs that meet the condition."""
+    job, series = schema.job, schema.series
+    query = sa.select(job, series.c.series_uid).join(series, series.c.id == job.c.series_id)
+    query = query.where(condition, job.c.withdrawn_at.is_not(None)).order_by(job.c.id)
+    return [
+        Withdrawn(
+            job_id=row.id,
+            series_uid=row.series_uid,
+            generation=row.generation,
+            derived_series_uid=row.derived_series_uid,
+            state=JobState(row.state),
+            at=row.withdrawn_at,
+            grounds=to_grounds(row.withdrawal),
+            destinations=tuple(has_something(connection, row.id)),
+        )
+        for row in connection.execute(query).all()
+    ]
+
+
+def to_grounds(stored: Mapping[str, Any]) -> Grounds:
+    """Return the grounds as the database keeps them."""
+    return Grounds(
+        title=stored["title"], reason=stored["reason"], modifiers=tuple(stored["modifiers"])
+    )
+
+
+def has_something(connection: sa.Connection, job_id: int) -> list[str]:
+    """Return the destinations that have something of a job's result, or may have."""
+    delivery = schema.delivery
+    query = sa.select(delivery.c.destination).where(delivery.c.job_id == job_id)
+    query = query.where(may_have_something()).order_by(delivery.c.id)
+    return list(connection.execute(query).scalars())
+
+
+def untold() -> sa.Select[Any]:
+    """Return the query of destinations that are owed a note, by job.
+
+    A note that a person has cancelled is owed no more, nor one that cannot be made.
+    """
+    job, delivery = schema.job, schema.delivery
+    note, told = schema.job.alias(), schema.delivery.alias()
+    about = (note.c.series_id == job.c.series_id) & (note.c.generation == -job.c.generation)
+    same = (told.c.destination == delivery.c.destination) | (note.c.state == JobState.CANCELLED)
+    notes = sa.select(told.c.id).join(note, note.c.id == told.c.job_id).where(about, same)
+    return (
+        sa.select(job.c.id.label("job_id"), delivery.c.destination)
+        .join(job, job.c.id == delivery.c.job_id)
+        .where(job.c.withdrawn_at.is_not(None), ~job.c.unsendable, job.c.generation > 0)
+        .where(may_have_something(), ~notes.exists())
+        .order_by(job.c.id, delivery.c.id)
+    )
+
+
+def may_have_something() -> sa.ColumnElement[bool]:
+    """Return the condition that a delivery's destination has something of it, or may have.
+
+    After an attempt without an answer nobody knows: an instance may be there.
+    """
+    delivery, part = schema.delivery, schema.delivery_instance
+    there = sa.select(part.c.delivery_id).where(
+        part.c.delivery_id == delivery.c.id, part.c.sent_at.is_not(None)
+    )
+    return (delivery.c.attempts > 0) | there.exists()
+
+
+def note_job(work: Work, old: sa.Row[Any]) -> int | None:
+    """Return the job of the note about `old`, None while there is none."""
+    job = schema.job
+    same = (job.c.series_id == old.series_id) & (job.c.generation == -old.generation)
+    found = work.execute(sa.select(job.c.id).where(same)).scalar_one_or_none()
+    return None if found is None else int(found)
+
+
+def reopen(work: Work, note_id: int, now: datetime) -> None:
+    """Let a note that had come to its end be sent once more."""
+    state = locked_job(work, note_id).state
+    if state == JobState.DEAD:
+        resend(work, note_id, now)
+    elif state == JobState.DELIVERED:
+        move(work, note_id, "readdress", now)
+
+
+def to_owed(connection: sa.Connection, one: Withdrawn, names: Sequence[str]) -> Owed:
+    """Return a note that is owed, with what it is about."""
+    table = schema.derived_instance
+    query = sa.select(table.c.sop_class, table.c.sop_uid, table.c.path)
+    rows = connection.execute(query.where(table.c.job_id == one.job_id).order_by(table.c.id))
+    return Owed(
+        job_id=one.job_id,
+        series_uid=one.derived_series_uid or one.series_uid,
+        at=one.at,
+        grounds=one.grounds,
+        destinations=tuple(names),
+        instances=tuple((row.sop_class, row.sop_uid, Path(row.path)) for row in rows),
+    )
