@@ -12,6 +12,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from dicom_node import gate_frames
 from dicom_node import gate_geometry as geometry
 from dicom_node.gate_geometry import text, values
 from dicom_node.gate_rules import RULES, Case, uid_of
@@ -63,6 +64,10 @@ def check(
     if not read or not headers:
         findings.append(Finding(rule="readable", message="there is nothing to compare"))
     instances = [dataset for dataset in read if dataset is not None]
+    multiframe = len(instances) == 1 and gate_frames.is_multiframe(instances[0])
+    if multiframe:
+        with quiet():
+            instances = list(gate_frames.slices(instances[0]))
     findings += [
         Finding(rule="required_attributes", message=message)
         for dataset in instances
@@ -74,6 +79,7 @@ def check(
         derived=tuple(geometry.along_normal(instances)),
         source=tuple(header for header in headers if header is not None),
         provenance=provenance,
+        multiframe=multiframe,
     )
     with quiet():
         return [

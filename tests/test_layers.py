@@ -22,7 +22,7 @@ LEVELS = {
         ("worker", "sender"),
         ("release_gate", "retention"),
         ("gate_rules",),
-        ("gate_geometry",),
+        ("gate_geometry", "gate_frames"),
         ("assembly", "network"),
         ("intake",),
         ("store",),
@@ -52,6 +52,7 @@ DOORS = {
     "dicom_node.settings": {"sr_engine.recipe"},
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
+    "dicom_node.worker.outputs": {"sr_engine.dicom.kinds", "sr_engine.dicom.provenance"},
 }
 LAZY_DOORS = {"dicom_node.worker", "dicom_node.demo"}  # any engine module, inside a function
 

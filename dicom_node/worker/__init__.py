@@ -3,7 +3,6 @@
 The process that runs this loads torch; nothing heavy is imported before the first job.
 """
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -21,7 +20,15 @@ from dicom_node.errors import GateRefused, IllegalTransition, LeaseLost, StoreUn
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
-from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
+from dicom_node.store import ClaimedJob, DerivedSeries, JobRow, Store
+from dicom_node.worker.outputs import (
+    Readers,
+    by_kind,
+    derived_instances,
+    file_sha256,
+    gate,
+    readers,
+)
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
@@ -45,6 +52,7 @@ class Order:
     paths: tuple[Path, ...]
     folder: Path
     job: JobRow
+    kinds: tuple[str, ...]  # what is to be written, by the names of `sr_engine.dicom.kinds`
 
 
 Engine = Callable[[Order, Settings, Progress], "EnhanceResult"]
@@ -137,13 +145,15 @@ class Worker:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
         instances = self._store.series.instances(job.series_id)
-        order = Order(paths=tuple(one.path for one in instances), folder=folder, job=row)
+        wanted = readers(self._settings, row.destinations)
+        paths = tuple(one.path for one in instances)
+        order = Order(paths=paths, folder=folder, job=row, kinds=tuple(wanted))
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
             result = self._engine(order, self._settings, watch.progress)
             watch.progress("release gate", 0.98)
-            findings = release_gate.check(result.written.paths, order.paths, result.provenance)
-            derived = derived_series(result)
+            derived = derived_series(result, wanted)
+            findings = gate(by_kind(derived.instances), order.paths, result.provenance)
             conclude = partial(self._conclude, job, row, derived, findings, result.report)
             self._persist(job, watch, folder, conclude)
         discard_others(folder)
@@ -251,6 +261,7 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         device=settings.engine.device,
         memory_mib=settings.engine.memory_mib,
         incomplete_release=order.job.incomplete_release,
+        kinds=order.kinds,
         progress=progress,
     )
 
@@ -316,24 +327,15 @@ def gate_again(store: Store, job: JobRow) -> Sequence[release_gate.Finding]:
             raise GateRefused(f"job {job.id}: the kept result {one.path} is gone or was changed")
     provenance = from_dataset(dcmread(kept[0].path, stop_before_pixels=True))
     sources = [one.path for one in store.series.instances(job.series_id)]
-    return release_gate.check([one.path for one in kept], sources, provenance)
+    return gate(by_kind(kept), sources, provenance)
 
 
-def derived_series(result: "EnhanceResult") -> DerivedSeries:
+def derived_series(result: "EnhanceResult", wanted: Readers) -> DerivedSeries:
     """Return what the store keeps of an engine's result."""
-    written, provenance = result.written, result.provenance
+    provenance = result.provenance
     return DerivedSeries(
-        series_uid=written.series_uid,
-        instances=tuple(
-            DerivedInstance(
-                sop_uid=sop_uid,
-                sop_class=written.sop_class_uid,
-                path=path.resolve(),
-                sha256=file_sha256(path),
-                bytes=path.stat().st_size,
-            )
-            for sop_uid, path in zip(written.sop_uids, written.paths, strict=True)
-        ),
+        series_uid=result.written.series_uid,
+        instances=derived_instances(result.outputs, wanted),
         recipe_digest=provenance.recipe_digest,
         weights_sha256=provenance.bundle_sha256,
         figures=job_figures(result),
@@ -384,9 +386,3 @@ def discard_others(folder: Path) -> None:
     for other in folder.parent.iterdir():
         if other != folder:
             discard(other)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

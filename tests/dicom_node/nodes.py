@@ -85,12 +85,13 @@ def copying_engine(*, passed: bool = True, spoil: Any = None) -> Any:
             job=JobIdentity(
                 job_id=17, created=order.job.created_at, generation=order.job.generation
             ),
+            kinds=order.kinds,
         )
         if spoil:
-            spoil(derived.written.paths)
+            spoil([path for one in derived.outputs for path in one.paths])
         findings = () if passed else ("The residual is twice the noise.",)
         return EnhanceResult(
-            written=derived.written,
+            outputs=derived.outputs,
             report=QualityReport(passed=passed, findings=findings, figures={"residual": 2.0}),
             provenance=derived.provenance,
             stages=Stages(),
