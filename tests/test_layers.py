@@ -21,13 +21,14 @@ LEVELS = {
         ("web", "housekeeping"),
         ("worker", "sender"),
         ("release_gate", "retention"),
+        ("gate_companions",),
         ("gate_rules",),
         ("gate_geometry", "gate_frames"),
         ("assembly", "network"),
         ("intake",),
         ("store",),
         ("examination", "comparison"),
-        ("content", "pixel_files", "telemetry"),
+        ("content", "pixel_files", "telemetry", "signing"),
         ("settings", "elements", "together"),
         ("rules", "states", "retry", "bombs"),
         ("errors",),
@@ -46,7 +47,13 @@ LEVELS = {
 
 # The doors from the service to the engine: what a module may import there, and when.
 DOORS = {
-    "dicom_node.cli": {"sr_engine", "sr_engine.dicom.provenance", "sr_engine.errors"},
+    "dicom_node.cli": {"sr_engine", "sr_engine.errors"},
+    "dicom_node.cli.origin": {
+        "sr_engine.dicom.provenance",
+        "sr_engine.dicom.seal",
+        "sr_engine.errors",
+    },
+    "dicom_node.gate_companions": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.gate_rules": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.release_gate": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.settings": {"sr_engine.recipe"},
@@ -65,6 +72,7 @@ CONFINED = {
     "starlette": ("dicom_node.web",),
     "uvicorn": ("dicom_node.web", "dicom_node.service"),
     "structlog": ("dicom_node.telemetry",),
+    "cryptography": ("dicom_node.signing",),
     "prometheus_client": ("dicom_node.telemetry", "dicom_node.web"),
     "pydantic": ("dicom_node.settings", "dicom_node.web"),
     "torch": (

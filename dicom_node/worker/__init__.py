@@ -246,8 +246,12 @@ class Worker:
 
 def run_engine(order: Order, settings: Settings, progress: Progress) -> "EnhanceResult":
     """Return the derived series that the engine makes of the order; loads torch."""
-    from sr_engine.dicom.writer import JobIdentity
+    from dicom_node import signing
+    from sr_engine.dicom.seal import Signer
+    from sr_engine.dicom.template import JobIdentity
     from sr_engine.pipeline import enhance
+
+    key = signing.own_key(settings.node.state_dir)
 
     return enhance(
         order.paths,
@@ -262,6 +266,7 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         memory_mib=settings.engine.memory_mib,
         incomplete_release=order.job.incomplete_release,
         kinds=order.kinds,
+        signer=Signer(key=signing.public_text(key), sign=key.sign),
         progress=progress,
     )
 

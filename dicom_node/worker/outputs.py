@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.dataset import Dataset
+
 from dicom_node import release_gate
 from dicom_node.errors import UnknownPeer
 from dicom_node.settings import Settings
@@ -67,11 +69,17 @@ def gate(
     files: Mapping[str, Sequence[Path]], sources: Sequence[Path], provenance: Provenance
 ) -> list[release_gate.Finding]:
     """Return what the release gate finds in the files of each kind, [] when all may go out."""
-    findings = []
+    findings: list[release_gate.Finding] = []
+    images: dict[str, Sequence[Dataset]] = {}
     for name, paths in files.items():
-        kind = kind_of(name)
-        if not kind.companion:
+        form, companion = kind_of(name).form, kind_of(name).companion
+        if not companion:
             findings += release_gate.check(paths, sources, provenance)
+            continue
+        if form not in images:  # read once for all companions
+            images[form] = release_gate.headers(files.get(form, ()), findings)
+            originals = release_gate.headers(sources, findings)
+        findings += release_gate.check_companion(name, paths, images[form], originals)
     return findings
 
 

@@ -184,6 +184,12 @@ def add_missing_type_2(dataset: Dataset, keywords: Iterable[str] = TYPE_2) -> No
             setattr(dataset, keyword, None)
 
 
+def add_laterality(dataset: Dataset) -> None:
+    """Say that there is no side, where no body part says it (PS3.3 C.7.3.1, type 2C)."""
+    if not dataset.get("BodyPartExamined") and "Laterality" not in dataset:
+        dataset.Laterality = None
+
+
 def earliest_acquisition(headers: Sequence[Dataset]) -> Dataset:
     """Return AcquisitionDate, AcquisitionTime and AcquisitionDateTime of the earliest slice."""
     keywords = ("AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime")

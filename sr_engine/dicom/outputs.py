@@ -7,13 +7,26 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
+from pydicom.dataset import Dataset
 
 from sr_engine.dicom import display, seal
 from sr_engine.dicom.enhanced_writer import write_enhanced
 from sr_engine.dicom.headers import quiet
-from sr_engine.dicom.kinds import CLASSIC, ENHANCED, in_order, kind_of
+from sr_engine.dicom.kinds import (
+    CLASSIC,
+    ENHANCED,
+    KEY_OBJECTS,
+    PRESENTATION,
+    REPORT,
+    SPREAD,
+    in_order,
+    kind_of,
+)
+from sr_engine.dicom.pairs import write_key_objects, write_presentation
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries
+from sr_engine.dicom.report import write_report
+from sr_engine.dicom.spread_map import write_spread
 from sr_engine.dicom.template import JobIdentity
 from sr_engine.dicom.uids import derived_series_uid
 from sr_engine.dicom.writer import (
@@ -74,14 +87,26 @@ def write_outputs(
     )
     out_dir.mkdir(parents=True, exist_ok=True)
     template = image_template(result)
-    written: dict[str, WrittenSeries] = {}
+    written = []
     for kind in in_order(map(kind_of, kinds)):
-        written[kind.name] = IMAGES[kind.form](result, template, out_dir)
+        if kind.companion:
+            written.append(COMPANIONS[kind.companion](result, kind.form, out_dir))
+        else:
+            written.append(IMAGES[kind.form](result, template, out_dir))
     sync_folder(out_dir)
-    return tuple(written.values())
+    return tuple(written)
 
 
-IMAGES: dict[str, Callable[..., WrittenSeries]] = {CLASSIC: write_classic, ENHANCED: write_enhanced}
+IMAGES: dict[str, Callable[[Result, Dataset, Path], WrittenSeries]] = {
+    CLASSIC: write_classic,
+    ENHANCED: write_enhanced,
+}
+COMPANIONS: dict[str, Callable[[Result, str, Path], WrittenSeries]] = {
+    SPREAD: write_spread,
+    KEY_OBJECTS: write_key_objects,
+    PRESENTATION: write_presentation,
+    REPORT: write_report,
+}
 
 
 def completed(

@@ -131,6 +131,8 @@ def _plain(element: DataElement) -> list[Any]:
     if value is None or value == "":
         return []
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+    if element.VR == "FL":  # a float that was not written yet has more digits
+        values = [np.float32(each) for each in values]
     return [_one(each) for each in values]
 
 

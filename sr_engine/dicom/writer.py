@@ -78,7 +78,7 @@ def image_template(result: Result) -> Dataset:
         source, result.volume.spatial_shape, result.volume.spacing, made
     )
     _add_pixel_description(template, source, result.volume, result.stored)
-    _add_plane_description(template, result.volume)
+    add_plane_description(template, result.volume)
     return template
 
 
@@ -127,12 +127,20 @@ def _add_pixel_description(
     dataset.BitsStored = stored.bits_stored
     dataset.HighBit = stored.bits_stored - 1
     dataset.PixelRepresentation = 0
+    centre, width = stored_window(source, volume, stored)
+    dataset.WindowCenter = display.window_value(centre)
+    dataset.WindowWidth = display.window_value(width)
+
+
+def stored_window(
+    source: SourceSeries, volume: Volume, stored: display.StoredPixels
+) -> tuple[float, float]:
+    """Return centre and width in stored values."""
     centre, width = display.window(source.headers, source.volume.array, volume.array)
-    dataset.WindowCenter = display.window_value(centre * stored.gain)
-    dataset.WindowWidth = display.window_value(max(width * stored.gain, 1.0))
+    return centre * stored.gain, max(width * stored.gain, 1.0)
 
 
-def _add_plane_description(dataset: Dataset, volume: Volume) -> None:
+def add_plane_description(dataset: Dataset, volume: Volume) -> None:
     """Describe orientation and spacing, equal for all slices."""
     unit_k, unit_i, unit_j = volume.unit_vectors()
     if float(np.cross(unit_j, unit_i) @ unit_k) < 0:
