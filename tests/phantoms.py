@@ -398,8 +398,11 @@ def derive(
 ) -> Derived:
     """Write what a pipeline would write for `source`, a finer copy unless `volume` is given."""
     recipe = recipe or Recipe()
-    provenance = provenance_of(source, recipe, generation=job.generation)
+    quality = options.pop("quality", {})
+    provenance = provenance_of(source, recipe, generation=job.generation, quality=quality)
     volume = finer(source) if volume is None else volume
+    # A spread that differs from voxel to voxel, in scanner units.
+    options = {"spread": np.asarray(volume.array, np.float32) / 32} | options
     outputs = write_outputs(
         source,
         volume,
@@ -407,8 +410,6 @@ def derive(
         recipe=recipe,
         provenance=provenance,
         job=job,
-        # A spread that differs from voxel to voxel, in scanner units.
-        spread=np.asarray(volume.array, np.float32) / 32,
         **options,
     )
     return Derived(source=source, written=outputs[0], provenance=provenance, outputs=outputs)

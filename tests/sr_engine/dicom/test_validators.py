@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 
+from sr_engine.dicom.kinds import COMPANIONS
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
 from tests.validators import errors
 
-KINDS = ("classic", "enhanced")
+KINDS = ("classic", "enhanced", *(f"classic+{name}" for name in COMPANIONS), "enhanced+spread")
 
 
 @pytest.fixture(scope="module", autouse=True)
