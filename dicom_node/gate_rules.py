@@ -5,6 +5,7 @@ and the promise that the tags tell the truth. Messages name UIDs, attributes and
 a patient value.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ IDENTITY = (
 )
 PERSON = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 AS_ACQUIRED = ("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "MRAcquisitionType")
+NO_PLACE_IN_ENHANCED = ("MRAcquisitionType",)  # forbidden there in what is not ORIGINAL
 DERIVATION = (
     "DerivationDescription",
     "DerivationCodeSequence",
@@ -55,6 +57,7 @@ class Case:
     derived: tuple[Dataset, ...]  # in the order of the normal
     source: tuple[Dataset, ...]  # headers; Enhanced MR as stored or one header per frame
     provenance: Provenance  # what the job says it did
+    multiframe: bool = False  # `derived` are the frames of one instance
 
 
 Rule = Callable[[Case], Iterator[str]]
@@ -101,7 +104,7 @@ def unique_uids(case: Case) -> Iterator[str]:
     seen: set[str] = set()
     for dataset in case.derived:
         uid = uid_of(dataset)
-        if uid in seen:
+        if uid in seen and not case.multiframe:
             yield f"SOPInstanceUID {uid} occurs twice"
         if uid in sources:
             yield f"SOPInstanceUID {uid} is one of the source's"
@@ -204,7 +207,9 @@ def field_of_view(case: Case) -> Iterator[str]:
 def image_type(case: Case) -> Iterator[str]:
     for dataset in case.derived:
         stated = list(dataset.get("ImageType") or [])
-        if len(stated) < 3 or stated[0] != "DERIVED" or "AI_SR" not in stated:
+        # A multi-frame image has no room for a value of our own.
+        ours = stated[3:] == ["RESAMPLED"] if case.multiframe else "AI_SR" in stated
+        if len(stated) < 3 or stated[0] != "DERIVED" or not ours:
             yield f"ImageType of {uid_of(dataset)} is {'/'.join(stated) or 'missing'}"
 
 
@@ -260,8 +265,13 @@ def magnetic_field_strength(case: Case) -> Iterator[str]:
 def acquisition_parameters(case: Case) -> Iterator[str]:
     for keyword in AS_ACQUIRED:
         acquired = {text(header, keyword) for header in case.source if text(header, keyword)}
+        known = acquired | {value for header in case.source for value in values(header, keyword)}
+        if case.multiframe and keyword in NO_PLACE_IN_ENHANCED:
+            continue
         for dataset in case.derived:
-            if acquired and text(dataset, keyword) not in acquired:
+            # As a number, too: "4.20" is 4.2 in an attribute of another representation.
+            stated = {text(dataset, keyword), *values(dataset, keyword)}
+            if acquired and not stated & known:
                 yield f"{keyword} of {uid_of(dataset)} is not as acquired"
 
 
@@ -334,6 +344,19 @@ def pixel_data(case: Case) -> Iterator[str]:
 
 
 @rule
+def result_hash(case: Case) -> Iterator[str]:
+    whole = hashlib.sha256()
+    for dataset in case.derived:
+        whole.update(dataset.get("PixelData") or b"")
+    try:
+        stated = engine_provenance.from_dataset(case.derived[0]).result_sha256
+    except InputRefused:  # rule provenance reports it
+        return
+    if stated and stated != whole.hexdigest():
+        yield "the pixels are not those whose SHA-256 the provenance states"
+
+
+@rule
 def stale_pixel_value_range(case: Case) -> Iterator[str]:
     for dataset in case.derived:
         for keyword, extreme in PIXEL_RANGE.items():
@@ -381,7 +404,8 @@ def provenance(case: Case) -> Iterator[str]:
         digests.add(carried.digest())
         if any(getattr(carried, key) != getattr(case.provenance, key) for key in keys):
             yield f"the provenance of {uid_of(dataset)} is another job's"
-        if carried.derived_series_uid != text(dataset, "SeriesInstanceUID"):
+        uids = {carried.derived_series_uid, *carried.series.values()}
+        if text(dataset, "SeriesInstanceUID") not in uids:
             yield f"the provenance of {uid_of(dataset)} is another series'"
     if len(digests) > 1:
         yield "the instances carry different provenance"

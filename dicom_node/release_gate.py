@@ -12,6 +12,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from dicom_node import gate_companions, gate_frames
 from dicom_node import gate_geometry as geometry
 from dicom_node.gate_geometry import text, values
 from dicom_node.gate_rules import RULES, Case, uid_of
@@ -63,6 +64,10 @@ def check(
     if not read or not headers:
         findings.append(Finding(rule="readable", message="there is nothing to compare"))
     instances = [dataset for dataset in read if dataset is not None]
+    multiframe = len(instances) == 1 and gate_frames.is_multiframe(instances[0])
+    if multiframe:
+        with quiet():
+            instances = list(gate_frames.slices(instances[0]))
     findings += [
         Finding(rule="required_attributes", message=message)
         for dataset in instances
@@ -74,6 +79,7 @@ def check(
         derived=tuple(geometry.along_normal(instances)),
         source=tuple(header for header in headers if header is not None),
         provenance=provenance,
+        multiframe=multiframe,
     )
     with quiet():
         return [
@@ -81,6 +87,44 @@ def check(
             for name, function in RULES.items()
             for message in function(case)
         ]
+
+
+Headers = Sequence[Path | Dataset]
+
+
+def check_companion(
+    kind: str, made: Sequence[Path], image: Headers, source: Headers
+) -> list[Finding]:
+    """Return every broken rule of what goes out beside an image, [] when it may.
+
+    Parameters
+    ----------
+    kind
+        Its name, as in `sr_engine.dicom.kinds`.
+    made, image, source
+        All its files, those of the derived image in its form, and the source's; of the latter two
+        the headers do.
+    """
+    findings: list[Finding] = []
+    read = [headers(paths, findings) for paths in (made, image, source)]
+    if findings or not all(read):
+        return findings or [Finding(rule="readable", message="there is nothing to compare")]
+    case = gate_companions.Beside(kind=kind, made=read[0], image=read[1], source=read[2])
+    with quiet():
+        return [
+            Finding(rule=name, message=message)
+            for name, function in gate_companions.RULES.items()
+            for message in function(case)
+        ]
+
+
+def headers(paths: Headers, findings: list[Finding]) -> tuple[Dataset, ...]:
+    """Return the headers in `paths`; what cannot be read becomes a finding."""
+    read = [
+        item if isinstance(item, Dataset) else _read(item, findings, "readable", False)
+        for item in paths
+    ]
+    return tuple(one for one in read if one is not None)
 
 
 def quiet() -> warnings.catch_warnings:

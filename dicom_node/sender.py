@@ -221,8 +221,11 @@ class Sender:
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""
         title = self._settings.node.ae_title
+        series = dict.fromkeys(each.series_uid or task.series_uid for each in task.instances)
+        there: set[str] = set()
         try:
-            there = instances_at(peer, title, task.study_uid, task.series_uid, self._limits())
+            for uid in series:
+                there |= instances_at(peer, title, task.study_uid, uid, self._limits())
         except AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import uvicorn
 
-from dicom_node import housekeeping, intake, retention, telemetry
+from dicom_node import housekeeping, intake, retention, signing, telemetry
 from dicom_node.errors import NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
 from dicom_node.pixel_files import PixelFiles
@@ -249,6 +249,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
     """
     with sole_owner(settings), ExitStack() as parts:
         tokens.check_start(settings)
+        signing.own_key(settings.node.state_dir)  # made at the first start, checked at every one
         store = open_store(settings.database_url)
         parts.callback(store.close)
         root = settings.node.state_dir.resolve() / "in"

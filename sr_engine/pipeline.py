@@ -4,6 +4,7 @@ read -> normalise -> b, g -> one interpolation -> student along three axes -> fu
 consistency -> judge -> scanner units -> derived series.
 """
 
+import hashlib
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ import numpy as np
 from highdicom import Volume
 
 from sr_engine import __version__
+from sr_engine.dicom.kinds import CLASSIC
+from sr_engine.dicom.outputs import write_outputs
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries, read_series
-from sr_engine.dicom.writer import JobIdentity, WrittenSeries, write_series
+from sr_engine.dicom.seal import Signer
+from sr_engine.dicom.template import JobIdentity
+from sr_engine.dicom.writer import WrittenSeries
 from sr_engine.fusion import Fused, axis_weights, fuse
 from sr_engine.inference import MEMORY_MIB, NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
@@ -77,11 +82,16 @@ class Enhancement:
 class EnhanceResult:
     """A derived series on disk and everything that led to it."""
 
-    written: WrittenSeries
+    outputs: tuple[WrittenSeries, ...]  # every series that was written, images first
     report: QualityReport
     provenance: Provenance
     stages: Stages
     shape: tuple[int, ...]  # of the derived volume: slices, rows, columns
+
+    @property
+    def written(self) -> WrittenSeries:
+        """Return the derived image, in its first form."""
+        return self.outputs[0]
 
 
 def acquired_of_series(source: SourceSeries) -> Acquired:
@@ -227,11 +237,20 @@ def enhance(
     device: str = "auto",
     memory_mib: int = MEMORY_MIB,
     incomplete_release: bool = False,
+    kinds: Sequence[str] = (CLASSIC,),
+    signer: Signer | None = None,
     progress: Progress = silent,
 ) -> EnhanceResult:
     """Write the derived series of the source instances in `paths` into `out_dir`.
 
     Equal inputs, recipe, weights and job give equal files, whoever runs it and how often.
+
+    Parameters
+    ----------
+    kinds
+        What is written, by the names of `dicom.kinds`.
+    signer
+        Vouches for every file; None: nobody does.
 
     Raises
     ------
@@ -257,14 +276,23 @@ def enhance(
     provenance = _provenance(source, result, recipe, job, bundle, incomplete_release)
     progress("write", 0.95)
     with stages.stage("write"):
-        written = write_series(
-            source, result.volume, out_dir=out_dir, recipe=recipe, provenance=provenance, job=job
+        outputs = write_outputs(
+            source,
+            result.volume,
+            out_dir=out_dir,
+            recipe=recipe,
+            provenance=provenance,
+            job=job,
+            kinds=kinds,
+            spread=result.spread,
+            findings=result.report.findings,
+            signer=signer,
         )
     progress("done", 1.0)
     return EnhanceResult(
-        written=written,
+        outputs=outputs,
         report=result.report,
-        provenance=written.provenance,
+        provenance=outputs[0].provenance,
         stages=stages,
         shape=result.volume.array.shape,
     )
@@ -302,7 +330,15 @@ def _provenance(
         gradient_nonlinearity=f"{result.gradient.status}: {result.gradient.reason}",
         quality={k: round(float(v), 6) for k, v in result.report.figures.items()},
         incomplete_release=incomplete_release,
+        source_sha256=source_digest(source),
     )
+
+
+def source_digest(source: SourceSeries) -> str:
+    """Return the SHA-256 of the source volume and its place, whatever its files' encoding."""
+    content = hashlib.sha256(np.ascontiguousarray(source.volume.array, "<f4").tobytes())
+    content.update((np.round(source.volume.affine, 4) + 0.0).astype("<f8").tobytes())
+    return content.hexdigest()
 
 
 def _consistent(

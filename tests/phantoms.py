@@ -17,10 +17,12 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from sr_engine.dicom.outputs import write_outputs
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries
 from sr_engine.dicom.scanner import write_acquisition
-from sr_engine.dicom.writer import JobIdentity, WrittenSeries, write_series
+from sr_engine.dicom.template import JobIdentity
+from sr_engine.dicom.writer import WrittenSeries
 from sr_engine.errors import (
     GeometryError,
     HeaderError,
@@ -351,7 +353,8 @@ class Derived:
 
     source: SourceSeries
     written: WrittenSeries
-    provenance: Provenance
+    provenance: Provenance  # as handed to the writer
+    outputs: tuple[WrittenSeries, ...]  # all of them, `written` first
 
 
 JOB = JobIdentity(job_id=17, created=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC))
@@ -398,16 +401,22 @@ def derive(
     volume: Volume | None = None,
     recipe: Recipe | None = None,
     job: JobIdentity = JOB,
+    **options: Any,
 ) -> Derived:
     """Write what a pipeline would write for `source`, a finer copy unless `volume` is given."""
     recipe = recipe or Recipe()
-    provenance = provenance_of(source, recipe, generation=job.generation)
-    written = write_series(
+    quality = options.pop("quality", {})
+    provenance = provenance_of(source, recipe, generation=job.generation, quality=quality)
+    volume = finer(source) if volume is None else volume
+    # A spread that differs from voxel to voxel, in scanner units.
+    options = {"spread": np.asarray(volume.array, np.float32) / 32} | options
+    outputs = write_outputs(
         source,
-        finer(source) if volume is None else volume,
+        volume,
         out_dir=out_dir,
         recipe=recipe,
         provenance=provenance,
         job=job,
+        **options,
     )
-    return Derived(source=source, written=written, provenance=provenance)
+    return Derived(source=source, written=outputs[0], provenance=provenance, outputs=outputs)

@@ -12,15 +12,22 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dicom_node import telemetry
-from dicom_node.cli import access, conformance, dry_run, operations, processes, purge, recall
-from dicom_node.cli.output import one_line, print_json
+from dicom_node.cli import (
+    access,
+    conformance,
+    dry_run,
+    operations,
+    origin,
+    processes,
+    purge,
+    recall,
+)
+from dicom_node.cli.output import one_line
 from dicom_node.errors import NodeError
-from dicom_node.settings import load_settings
-from sr_engine.dicom.provenance import from_dataset
-from sr_engine.errors import EngineError, NotDicom
+from sr_engine.errors import EngineError
 
 DONE, USAGE, FAILED, INTERRUPTED = 0, 2, 3, 130
 Arguments = argparse.Namespace
@@ -141,8 +148,12 @@ def add_looking(add: Callable[..., Parser]) -> None:
     """Add the commands that change nothing."""
     explain = add("explain", dry_run.explain, "say what would become of files, and why")
     explain.add_argument("path", type=Path, nargs="+", metavar="PATH")
-    provenance = add("provenance", show_provenance, "say how a derived instance was made")
+    provenance = add("provenance", origin.provenance, "say how a derived instance was made")
     provenance.add_argument("file", type=Path, metavar="FILE")
+    provenance.add_argument(
+        "--verify", metavar="KEY", help='check the signature: a public key, its file, or "own"'
+    )
+    add("public-key", origin.show_key, "print the key by which others know what this node signed")
     check = add("check-config", operations.check_config, "say whether a configuration is accepted")
     check.add_argument("file", type=Path, metavar="FILE")
     verify = add("verify", operations.verify, "check the ledger and every stored hash")
@@ -182,25 +193,3 @@ def natural(text: str) -> int:
     if not text.isdigit() or int(text) > 64:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 64")
     return int(text)
-
-
-def show_provenance(arguments: Arguments) -> int:
-    """Print how a derived instance was made, its hash checked."""
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
-    load_settings(arguments.config)
-    try:
-        dataset = dcmread(arguments.file, stop_before_pixels=True)
-    except (InvalidDicomError, OSError) as error:
-        raise NotDicom(f"{arguments.file} cannot be read as DICOM: {error}") from error
-    provenance = from_dataset(dataset)
-    document: dict[str, Any] = provenance.to_dict() | {"sha256": provenance.digest()}
-    if arguments.json:
-        print_json(document)
-        return DONE
-    width = max(map(len, document))
-    for name, value in document.items():
-        shown = f"{len(value)} instances" if name == "source_sop_uids" else value
-        print(f"{name:<{width}}  {shown}")
-    return DONE

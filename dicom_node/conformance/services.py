@@ -14,8 +14,12 @@ from dicom_node.settings import Settings
 
 # What we send of our own; forwarded originals go in the class and syntax they came in.
 SENT = {
-    "1.2.840.10008.5.1.4.1.1.4": "derived series",
-    rejection_notes.KEY_OBJECT_SELECTION: "rejection notes",
+    "1.2.840.10008.5.1.4.1.1.4": "derived series, form = classic",
+    "1.2.840.10008.5.1.4.1.1.4.1": "derived series, form = enhanced",
+    "1.2.840.10008.5.1.4.1.1.30": "companion spread",
+    "1.2.840.10008.5.1.4.1.1.11.1": "companion presentation",
+    "1.2.840.10008.5.1.4.1.1.88.22": "companion report",
+    rejection_notes.KEY_OBJECT_SELECTION: "rejection notes, companion key_objects",
 }
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 COMMITMENT, VERIFICATION = "1.2.840.10008.1.20.1", "1.2.840.10008.1.1"

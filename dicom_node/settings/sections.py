@@ -19,6 +19,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Days = Annotated[float, Field(gt=0, le=36500)]
 Role = Literal["source", "destination"]
+Form = Literal["classic", "enhanced"]
+Companion = Literal["spread", "key_objects", "presentation", "report"]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
 
 
@@ -269,6 +271,8 @@ class PeerSettings(Section):
     tls_name: str = ""
     quota_running: Annotated[int, Field(ge=0, le=64)] = 0
     quota_per_h: Annotated[int, Field(ge=0, le=10000)] = 0
+    form: Form = "classic"
+    companions: tuple[Companion, ...] = ()
 
     _ae_title = field_validator("ae_title")(check_ae_title)
 

@@ -34,6 +34,7 @@ class DeliveryInstance:
     sop_class: str
     path: Path
     sha256: str
+    series_uid: str | None = None  # None: the task's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +241,7 @@ def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstanc
             sop_class=row.sop_class,
             path=Path(row.path),
             sha256=row.sha256,
+            series_uid=row.series_uid,
         )
         for row in connection.execute(query)
     )

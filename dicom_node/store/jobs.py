@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +30,7 @@ from dicom_node.store.results import (
     resend,
     result_columns,
     store_result,
+    to_derived_instance,
 )
 
 REQUEUED = REASONS["requeue"].rstrip(".")
@@ -111,11 +111,11 @@ class JobStore:
     def derived(self, job_id: int) -> list[DerivedInstance]:
         """Return the derived instances of the job, published or held."""
         table = schema.derived_instance
-        names = ("sop_uid", "sop_class", "path", "sha256", "bytes")
-        query = sa.select(*(table.c[name] for name in names)).where(table.c.job_id == job_id)
+        names = ("sop_uid", "sop_class", "path", "sha256", "bytes", "kind", "series_uid")
+        columns = [*(table.c[name] for name in names), table.c.destinations]
+        query = sa.select(*columns).where(table.c.job_id == job_id).order_by(table.c.id)
         with self._database.reading() as connection:
-            rows = [dict(row._mapping) for row in connection.execute(query.order_by(table.c.id))]
-        return [DerivedInstance(**row | {"path": Path(row["path"])}) for row in rows]
+            return [to_derived_instance(row) for row in connection.execute(query)]
 
     def transition(
         self,

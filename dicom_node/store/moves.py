@@ -169,13 +169,24 @@ def stop_deliveries(work: Work, job_id: int) -> None:
 
 
 def create_deliveries(work: Work, job_id: int, destinations: Sequence[str]) -> None:
-    """Make one PENDING delivery of every derived instance for each destination."""
+    """Make one PENDING delivery for each destination, of the derived instances meant for it."""
     derived = schema.derived_instance
     here = (derived.c.job_id == job_id) & derived.c.removal_id.is_(None)
-    instance_ids = work.execute(sa.select(derived.c.id).where(here)).scalars().all()
+    rows = work.execute(sa.select(derived).where(here).order_by(derived.c.id)).all()
     for destination in dict.fromkeys(destinations):
         row = {"job_id": job_id, "destination": destination, "state": "PENDING", "attempts": 0}
         query = sa.insert(schema.delivery).values(**row, reason="Waiting to be sent.")
         delivery_id = work.execute(query.returning(schema.delivery.c.id)).scalar_one()
-        parts = [{"delivery_id": delivery_id, "derived_instance_id": i} for i in instance_ids]
+        ids = [row.id for row in meant_for(destination, rows)]
+        parts = [{"delivery_id": delivery_id, "derived_instance_id": i} for i in ids]
         work.connection.execute(sa.insert(schema.delivery_instance), parts)
+
+
+def meant_for(destination: str, rows: Sequence[sa.Row[Any]]) -> Sequence[sa.Row[Any]]:
+    """Return the derived instances that a destination gets.
+
+    One that nothing was made for (it became a destination later) gets the image in its first form:
+    a delivery of nothing would count as delivered.
+    """
+    mine = [row for row in rows if row.destinations is None or destination in row.destinations]
+    return mine or [row for row in rows if row.kind == rows[0].kind]

@@ -24,11 +24,14 @@ class DerivedInstance:
     path: Path
     sha256: str
     bytes: int
+    kind: str | None = None  # as in `sr_engine.dicom.kinds`
+    series_uid: str | None = None  # None: the job's derived series
+    destinations: tuple[str, ...] | None = None  # who gets it; None: every destination
 
 
 @dataclass(frozen=True, kw_only=True)
 class DerivedSeries:
-    """A result: the files of one derived series and how they were made."""
+    """A result: the files of its series, those of the image first, and how they were made."""
 
     series_uid: str
     instances: tuple[DerivedInstance, ...]
@@ -39,6 +42,13 @@ class DerivedSeries:
     def __post_init__(self) -> None:
         if not self.instances:
             raise ValueError(f"the derived series {self.series_uid} has no instance")
+
+
+def to_derived_instance(row: sa.Row[Any]) -> DerivedInstance:
+    """Return a database row as a value."""
+    there = row.destinations
+    values = dict(row._mapping) | {"path": Path(row.path)}
+    return DerivedInstance(**values | {"destinations": None if there is None else tuple(there)})
 
 
 def attempt_over(

@@ -174,6 +174,10 @@ derived_instance = sa.Table(  # what a job has to send: its result, or forwarded
     sa.Column("sha256", SHA256, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("removal_id", sa.Integer, sa.ForeignKey("removal.id"), index=True),
+    sa.Column("kind", sa.String(32)),  # as in `sr_engine.dicom.kinds`; NULL: an original
+    sa.Column("series_uid", UID),  # NULL: the job's derived series, or the received one
+    # Who gets it, decided when it was made; NULL: every destination of the job.
+    sa.Column("destinations", sa.JSON(none_as_null=True)),
 )
 
 delivery = sa.Table(

@@ -3,7 +3,6 @@
 The process that runs this loads torch; nothing heavy is imported before the first job.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import pixel_files, release_gate, telemetry
-from dicom_node.assembly import InstanceHeader, volume_of
 from dicom_node.errors import (
     GateRefused,
     IllegalTransition,
@@ -26,10 +24,19 @@ from dicom_node.errors import (
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
-from dicom_node.store import ClaimedJob, DerivedInstance, DerivedSeries, JobRow, Store
+from dicom_node.store import ClaimedJob, DerivedSeries, JobRow, Store
 from dicom_node.worker.folders import attempt_name, discard, discard_others
+from dicom_node.worker.outputs import (
+    Readers,
+    by_kind,
+    derived_instances,
+    file_sha256,
+    gate,
+    readers,
+)
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.room import is_for_want_of_room
+from dicom_node.worker.sources import source_paths
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
 from dicom_node.worker.weights import RecallGuard
 from sr_engine.errors import InputRefused
@@ -52,6 +59,7 @@ class Order:
     paths: tuple[Path, ...]
     folder: Path
     job: JobRow
+    kinds: tuple[str, ...]  # what is to be written, by the names of `sr_engine.dicom.kinds`
     replaces: str = ""  # the derived series of an earlier generation
 
 
@@ -149,18 +157,20 @@ class Worker:
     def _attempt(self, job: ClaimedJob, folder: Path) -> None:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
+        wanted = readers(self._settings, row.destinations)
         order = Order(
             paths=source_paths(self._store, job.series_id),
             folder=folder,
             job=row,
+            kinds=tuple(wanted),
             replaces=self._store.jobs.replaced_by(row),
         )
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
             result = self._engine(order, self._settings, watch.progress)
             watch.progress("release gate", 0.98)
-            findings = release_gate.check(result.written.paths, order.paths, result.provenance)
-            derived = derived_series(result)
+            derived = derived_series(result, wanted)
+            findings = gate(by_kind(derived.instances), order.paths, result.provenance)
             conclude = partial(self._conclude, job, row, derived, findings, result.report)
             self._persist(job, watch, folder, conclude)
         discard_others(folder)
@@ -253,8 +263,12 @@ class Worker:
 
 def run_engine(order: Order, settings: Settings, progress: Progress) -> "EnhanceResult":
     """Return the derived series that the engine makes of the order; loads torch."""
-    from sr_engine.dicom.writer import JobIdentity
+    from dicom_node import signing
+    from sr_engine.dicom.seal import Signer
+    from sr_engine.dicom.template import JobIdentity
     from sr_engine.pipeline import enhance
+
+    key = signing.own_key(settings.node.state_dir)
 
     return enhance(
         order.paths,
@@ -271,6 +285,8 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         device=settings.engine.device,
         memory_mib=settings.engine.memory_mib,
         incomplete_release=order.job.incomplete_release,
+        kinds=order.kinds,
+        signer=Signer(key=signing.public_text(key), sign=key.sign),
         progress=progress,
     )
 
@@ -336,32 +352,15 @@ def gate_again(store: Store, job: JobRow) -> Sequence[release_gate.Finding]:
             raise GateRefused(f"job {job.id}: the kept result {one.path} is gone or was changed")
     provenance = from_dataset(dcmread(kept[0].path, stop_before_pixels=True))
     sources = source_paths(store, job.series_id)
-    return release_gate.check([one.path for one in kept], sources, provenance)
+    return gate(by_kind(kept), sources, provenance)
 
 
-def source_paths(store: Store, series_id: int) -> tuple[Path, ...]:
-    """Return the files of a series that hold its volume; others in the series are left out."""
-    rows = store.series.instances(series_id)
-    headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
-    meant = volume_of(headers)
-    return tuple(row.path for row in rows if row.sop_uid in meant)
-
-
-def derived_series(result: "EnhanceResult") -> DerivedSeries:
+def derived_series(result: "EnhanceResult", wanted: Readers) -> DerivedSeries:
     """Return what the store keeps of an engine's result."""
-    written, provenance = result.written, result.provenance
+    provenance = result.provenance
     return DerivedSeries(
-        series_uid=written.series_uid,
-        instances=tuple(
-            DerivedInstance(
-                sop_uid=sop_uid,
-                sop_class=written.sop_class_uid,
-                path=path.resolve(),
-                sha256=file_sha256(path),
-                bytes=path.stat().st_size,
-            )
-            for sop_uid, path in zip(written.sop_uids, written.paths, strict=True)
-        ),
+        series_uid=result.written.series_uid,
+        instances=derived_instances(result.outputs, wanted),
         recipe_digest=provenance.recipe_digest,
         weights_sha256=provenance.bundle_sha256,
         figures=job_figures(result),
@@ -395,9 +394,3 @@ def failure_text(error: Exception, job: ClaimedJob) -> str:
 def attempts_dir(settings: Settings) -> Path:
     """Return the folder of all derived files: ``<state>/out/<job>/<attempt>/``."""
     return settings.node.state_dir.resolve() / "out"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -104,8 +104,8 @@ ACQUISITION = (
 )
 COPIED = STUDY + SERIES + ACQUISITION
 
-# Type 2 of the MR Image IOD: present even when the source does not know them.
-TYPE_2 = (
+# Type 2 of every IOD: present even when the source does not know them.
+TYPE_2_STUDY = (
     "StudyDate",
     "StudyTime",
     "AccessionNumber",
@@ -115,6 +115,9 @@ TYPE_2 = (
     "PatientID",
     "PatientBirthDate",
     "PatientSex",
+)
+# Type 2 of the MR Image IOD.
+TYPE_2 = (
     "PositionReferenceIndicator",
     "ScanOptions",
     "MRAcquisitionType",
@@ -137,9 +140,9 @@ STRING_VR = (
 )
 
 
-def copied_tags(source: Dataset) -> list[BaseTag]:
+def copied_tags(source: Dataset, keywords: Iterable[str] = COPIED) -> list[BaseTag]:
     """Return the tags of `source` that a derived series takes over as they are."""
-    named = {Tag(tag) for keyword in COPIED if (tag := tag_for_keyword(keyword)) is not None}
+    named = {Tag(tag) for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
     return [
         tag
         for tag in source.keys()
@@ -174,11 +177,17 @@ def _vr(item: RawDataElement) -> str:
     return item.VR or dictionary_VR(item.tag)
 
 
-def add_missing_type_2(dataset: Dataset) -> None:
+def add_missing_type_2(dataset: Dataset, keywords: Iterable[str] = TYPE_2) -> None:
     """Add the empty attributes that the IOD wants at least present."""
-    for keyword in TYPE_2:
+    for keyword in keywords:
         if keyword not in dataset:
             setattr(dataset, keyword, None)
+
+
+def add_laterality(dataset: Dataset) -> None:
+    """Say that there is no side, where no body part says it (PS3.3 C.7.3.1, type 2C)."""
+    if not dataset.get("BodyPartExamined") and "Laterality" not in dataset:
+        dataset.Laterality = None
 
 
 def earliest_acquisition(headers: Sequence[Dataset]) -> Dataset:

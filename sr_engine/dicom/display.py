@@ -59,7 +59,7 @@ def window(
     maps the 50th and 95th percentile of the head in `source` to those in `derived`. A source
     without a usable window gets the 1st to 99th percentile of the derived volume.
     """
-    stated = _source_window(headers)
+    stated = source_window(headers)
     if stated is None:
         low, high = np.percentile(derived, (1, 99))
         return float(low + high) / 2, float(high - low)
@@ -71,7 +71,7 @@ def window(
     return float(dark_derived + (centre - dark) * slope), float(width * slope)
 
 
-def _source_window(headers: Sequence[Dataset]) -> tuple[float, float] | None:
+def source_window(headers: Sequence[Dataset]) -> tuple[float, float] | None:
     """Return the median centre and width of the source's windows, None without usable ones."""
     found = []
     for header in headers:

@@ -6,6 +6,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, EnhancedMRImageStorage, MRImageStorage
 
 from sr_engine.dicom.headers import number, numbers, sop_uid, text, texts
+from sr_engine.dicom.provenance import CREATOR, GROUP
 from sr_engine.dicom.sorting import NOT_MAGNITUDE
 from sr_engine.errors import UnsupportedInput
 
@@ -56,7 +57,8 @@ def _not_magnitude(dataset: Dataset) -> str | None:
 
 
 def _own_output(dataset: Dataset) -> str | None:
-    if OWN_IMAGE_TYPE in texts(dataset, "ImageType"):
+    ours = CREATOR in dataset.private_creators(GROUP)  # Enhanced MR has no room in its ImageType
+    if ours or OWN_IMAGE_TYPE in texts(dataset, "ImageType"):
         return "is already the output of an AI super-resolution"
     return None
 

@@ -1,7 +1,7 @@
 """What made a derived instance, carried inside it: canonical JSON in a private block.
 
 Standard library and pydicom only, because the service reads it without the engine.
-The SHA-256 shows a change; it is no signature and keeps no determined forger out.
+The SHA-256 shows a change; only a signature (see `seal`) keeps a determined forger out.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ from pydicom.dataset import Dataset
 
 from sr_engine.errors import HeaderError, InputRefused
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Fields that older documents, which archives keep for years, do not have.
+ADDED = {2: ("source_sha256", "result_sha256", "series")}
 GROUP = 0x0075
 CREATOR = "DICOM-NODE AI-SR"
 JOB_ID, BUNDLE_SHA256, DIGEST, DOCUMENT = 0x01, 0x02, 0x03, 0x04
@@ -41,8 +43,11 @@ class Provenance:
     quality: Mapping[str, float] = field(default_factory=dict)
     incomplete_release: bool = False  # a person released a series held for completeness
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    source_sha256: str = ""  # of the source volume, in scanner units, and its place in space
     # Filled in by the writer:
     derived_series_uid: str = ""
+    series: Mapping[str, str] = field(default_factory=dict)  # kind -> SeriesInstanceUID, all of it
+    result_sha256: str = ""  # of the stored values of the whole result
     slices: int = 0
     pixel_gain: float = 1.0  # stored value = scanner units * pixel_gain
     clipped_voxels: int = 0  # outside the range of the stored values (negative, as a rule)
@@ -54,7 +59,10 @@ class Provenance:
 
     def to_json(self) -> str:
         """Return the canonical JSON: sorted keys, no spaces, ASCII, no NaN."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        values = asdict(self)
+        for name in added_since(self.schema_version):
+            del values[name]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON."""
@@ -75,14 +83,20 @@ class Provenance:
             raise InputRefused("the provenance document is no JSON") from None
         if not isinstance(values, dict):
             raise InputRefused("the provenance document is no JSON object")
-        if values.get("schema_version") != SCHEMA_VERSION:
-            version = values.get("schema_version")
+        version = values.get("schema_version")
+        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise InputRefused(f"provenance schema version {version!r} is not known")
-        odd = set(values) ^ {item.name for item in fields(cls)}
+        known = {item.name for item in fields(cls)} - set(added_since(version))
+        odd = set(values) ^ known
         if odd:
             raise InputRefused(f"provenance field {sorted(odd)[0]!r} is missing or unknown")
         values["source_sop_uids"] = tuple(values["source_sop_uids"])
         return cls(**values)
+
+
+def added_since(version: int) -> list[str]:
+    """Return the fields that a document of schema `version` does not have."""
+    return [name for later, names in ADDED.items() if later > version for name in names]
 
 
 def to_private_block(dataset: Dataset, provenance: Provenance) -> None:
@@ -119,11 +133,19 @@ def from_dataset(dataset: Dataset) -> Provenance:
 
 
 def _element(dataset: Dataset, element: int, uid: str) -> str:
-    """Return one value of the private block as text."""
+    """Return one value of the private block as text; raise HeaderError where there is none."""
+    value = block_text(dataset, element)
+    if value is None:
+        raise HeaderError(f"instance {uid} carries no {CREATOR} provenance")
+    return value
+
+
+def block_text(dataset: Dataset, element: int) -> str | None:
+    """Return one value of our private block as text, None where there is none."""
     try:
         value = dataset.private_block(GROUP, CREATOR)[element].value
     except KeyError:
-        raise HeaderError(f"instance {uid} carries no {CREATOR} provenance") from None
+        return None
     if isinstance(value, bytes):  # an archive stored it in implicit VR: the VR is UN now
         value = value.decode("ascii", "replace")
     return str(value or "").rstrip(" \0")

@@ -107,7 +107,7 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     if len(series) > 1:
         raise UnsupportedInput(f"the input holds {len(series)} series: {', '.join(series[:3])}")
     for keyword in PERSON:
-        if len({text(dataset, keyword) for dataset in datasets}) > 1:
+        if len({_as_written(dataset, keyword) for dataset in datasets}) > 1:
             raise UnsupportedInput(f"the images of series {series[0]} have more than one {keyword}")
     if len({_is_enhanced(dataset) for dataset in datasets}) > 1:
         raise UnsupportedInput(f"series {series[0]} mixes classic and Enhanced MR instances")
@@ -115,6 +115,13 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     twice = sorted({uid for uid in uids if uids.count(uid) > 1})
     if twice:
         raise HeaderError(f"SOPInstanceUID {twice[0]} occurs in more than one file")
+
+
+def _as_written(dataset: Dataset, keyword: str) -> str:
+    """Return the value without decoding it: a name in a wrong character set is copied as it is."""
+    value = getattr(dataset.get_item(keyword), "value", None) or ""
+    plain = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return plain.rstrip(" \0")
 
 
 def _is_enhanced(dataset: Dataset) -> bool:

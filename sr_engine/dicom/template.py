@@ -17,6 +17,7 @@ from pydicom.uid import MRImageStorage
 from sr_engine.dicom import attributes
 from sr_engine.dicom import provenance as provenance_module
 from sr_engine.dicom.headers import number, text
+from sr_engine.dicom.kinds import CLASSIC, KEY_OBJECTS, PRESENTATION, REPORT, SPREAD, Kind
 from sr_engine.dicom.pixels import LOSSY_KEYWORDS
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries
@@ -36,6 +37,16 @@ SOURCE_IMAGE = ("121322", "Source image for image processing operation")
 SOURCE_SERIES = ("121323", "Source series for image processing operation")
 ACQUISITION_EQUIPMENT = ("109101", "Acquisition Equipment")
 PROCESSING_EQUIPMENT = ("109102", "Processing Equipment")
+
+IMAGE = Kind(form=CLASSIC)
+# What tells the companions of an image from it in a list of series.
+WORDS = {
+    "": "",
+    SPREAD: " spread",
+    KEY_OBJECTS: " level pairs",
+    PRESENTATION: " level labels",
+    REPORT: " quality report",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +86,48 @@ def series_template(
     source: SourceSeries, *, recipe: Recipe, provenance: Provenance, job: JobIdentity
 ) -> Dataset:
     """Return the attributes common to all instances; geometry, window and pixels are missing."""
+    dataset = companion_template(
+        source, IMAGE, attributes.COPIED, recipe=recipe, provenance=provenance, job=job
+    )
+    dataset.SOPClassUID = MRImageStorage
+    dataset.Modality = "MR"
+    dataset.ImageType = IMAGE_TYPE
+    dataset.update(attributes.earliest_acquisition(source.headers))
+    attributes.add_missing_type_2(dataset)
+    dataset.ImageComments = f"AI super-resolution, not for diagnosis. Job {job.job_id}"
+    _add_derivation(dataset, source, job.replaces)
+    add_qualities(dataset, source, recipe)
+    return dataset
+
+
+def companion_template(
+    source: SourceSeries,
+    kind: Kind,
+    copied: Sequence[str],
+    *,
+    recipe: Recipe,
+    provenance: Provenance,
+    job: JobIdentity,
+) -> Dataset:
+    """Return the attributes of every series of one job: patient, study, series, equipment.
+
+    Parameters
+    ----------
+    copied
+        Keywords that are taken from the source beside the groups of the patient.
+    """
     first = source.headers[0]
     dataset = Dataset()
     declared = first.get("SpecificCharacterSet")
     # What pydicom compares to decide whether text may be written as the bytes it was read as.
     encoding = convert_encodings(declared) if declared else default_encoding
     dataset.set_original_encoding(False, True, encoding)
-    attributes.copy_elements(first, dataset, attributes.copied_tags(first))
-    dataset.update(attributes.earliest_acquisition(source.headers))
-    attributes.add_missing_type_2(dataset)
-    _add_dates(dataset, local_time(source, job.created))
-    _add_series(dataset, source, recipe, provenance, job)
-    _add_equipment(dataset, first, recipe, provenance, local_time(source, job.created))
-    _add_derivation(dataset, source, job.replaces)
-    _add_qualities(dataset, source, recipe)
+    attributes.copy_elements(first, dataset, attributes.copied_tags(first, copied))
+    attributes.add_missing_type_2(dataset, attributes.TYPE_2_STUDY)
+    local = local_time(source, job.created)
+    _add_dates(dataset, local)
+    _add_series(dataset, source, kind, recipe, provenance, job)
+    _add_equipment(dataset, first, recipe, provenance, local)
     provenance_module.to_private_block(dataset, provenance)
     return dataset
 
@@ -102,19 +141,16 @@ def _add_dates(dataset: Dataset, local: datetime) -> None:
 def _add_series(
     dataset: Dataset,
     source: SourceSeries,
+    kind: Kind,
     recipe: Recipe,
     provenance: Provenance,
     job: JobIdentity,
 ) -> None:
-    dataset.SOPClassUID = MRImageStorage
-    dataset.Modality = "MR"
-    dataset.ImageType = IMAGE_TYPE
-    dataset.SeriesInstanceUID = provenance.derived_series_uid
-    dataset.SeriesNumber = series_number(source, job)
-    suffix = recipe.description_suffix[:LO_LENGTH]
+    dataset.SeriesInstanceUID = provenance.series.get(kind.name, provenance.derived_series_uid)
+    dataset.SeriesNumber = series_number(source, job) + kind.offset
+    suffix = (recipe.description_suffix + WORDS[kind.companion])[:LO_LENGTH]
     described = text(source.headers[0], "SeriesDescription")
     dataset.SeriesDescription = (described[: LO_LENGTH - len(suffix)] + suffix).strip()
-    dataset.ImageComments = f"AI super-resolution, not for diagnosis. Job {job.job_id}"
 
 
 def series_number(source: SourceSeries, job: JobIdentity) -> int:
@@ -123,7 +159,7 @@ def series_number(source: SourceSeries, job: JobIdentity) -> int:
         return job.series_number
     stated = int(number(source.headers[0], "SeriesNumber") or 0)
     proposed = stated * 100 + job.generation
-    fits = 0 < stated and proposed <= LARGEST_IS
+    fits = 0 < stated and proposed <= LARGEST_IS - 100
     return proposed if fits else FREE_SERIES_NUMBER + job.generation
 
 
@@ -171,17 +207,13 @@ def _own_equipment(provenance: Provenance) -> Dataset:
 
 def _add_derivation(dataset: Dataset, source: SourceSeries, replaced_uid: str) -> None:
     """Refer to every source instance, as all enter every slice; and name what this replaces."""
-    images = [_source_image(source.sop_class_uid, uid) for uid in source.sop_uids]
-    instances = [_instance(source.sop_class_uid, uid) for uid in source.sop_uids]
+    images = [source_image(source.sop_class_uid, uid) for uid in source.sop_uids]
+    instances = [reference(source.sop_class_uid, uid) for uid in source.sop_uids]
     referenced = Dataset()
     referenced.SeriesInstanceUID = source.series_uid
     referenced.ReferencedInstanceSequence = instances
-    related = Dataset()
-    related.StudyInstanceUID = source.study_uid
-    related.SeriesInstanceUID = source.series_uid
-    related.PurposeOfReferenceCodeSequence = code(SOURCE_SERIES)
     dataset.DerivationCodeSequence = code(RESAMPLING)
-    dataset.RelatedSeriesSequence = [related]
+    dataset.RelatedSeriesSequence = [related_series(source)]
     if replaced_uid:  # CID 7210 has no code for that purpose
         replaced = Dataset()
         replaced.StudyInstanceUID, replaced.SeriesInstanceUID = source.study_uid, replaced_uid
@@ -192,6 +224,15 @@ def _add_derivation(dataset: Dataset, source: SourceSeries, replaced_uid: str) -
         ("ReferencedSeriesSequence", [referenced]),
     ):
         dataset[keyword] = encoded_sequence(keyword, items)
+
+
+def related_series(source: SourceSeries) -> Dataset:
+    """Return the item that names the source series (PS3.3 C.7.3.1)."""
+    related = Dataset()
+    related.StudyInstanceUID = source.study_uid
+    related.SeriesInstanceUID = source.series_uid
+    related.PurposeOfReferenceCodeSequence = code(SOURCE_SERIES)
+    return related
 
 
 def derivation_description(
@@ -214,22 +255,23 @@ def derivation_description(
     return ". ".join(sentences)[: ST_LENGTH - 1] + "."
 
 
-def _instance(sop_class_uid: str, uid: str) -> Dataset:
+def reference(sop_class_uid: str, uid: str) -> Dataset:
+    """Return an item that names an instance."""
     item = Dataset()
     item.ReferencedSOPClassUID = sop_class_uid
     item.ReferencedSOPInstanceUID = uid
     return item
 
 
-def _source_image(sop_class_uid: str, uid: str) -> Dataset:
+def source_image(sop_class_uid: str, uid: str) -> Dataset:
     """Return one source image; all frames of a multi-frame one are used, so none is named."""
-    item = _instance(sop_class_uid, uid)
+    item = reference(sop_class_uid, uid)
     item.PurposeOfReferenceCodeSequence = code(SOURCE_IMAGE)
     item.SpatialLocationsPreserved = "NO"  # viewers must not transfer pixel coordinates
     return item
 
 
-def _add_qualities(dataset: Dataset, source: SourceSeries, recipe: Recipe) -> None:
+def add_qualities(dataset: Dataset, source: SourceSeries, recipe: Recipe) -> None:
     """Say what the pixels are worth: research, synthetic, lossy."""
     stated = {text(header, "ContentQualification") for header in source.headers}
     sticky = "RESEARCH" in stated

@@ -41,6 +41,11 @@ def derived_instance_uid(series_uid: str, slice_index: int) -> str:
     return _uid("instance", series_uid, str(slice_index))
 
 
+def part_uid(series_uid: str, *names: str) -> str:
+    """Return a UID inside a derived series that is no instance: a dimension, an observer."""
+    return _uid("part", series_uid, *names)
+
+
 def acquired_uid(*parts: str) -> str:
     """Return a UID for an instance, series or study of the phantom scanner."""
     return _uid("acquired", *parts)

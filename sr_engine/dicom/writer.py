@@ -4,18 +4,19 @@ The same source, volume, recipe, provenance and job always give the same bytes.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
-from sr_engine.dicom import display
+from sr_engine.dicom import display, seal
 from sr_engine.dicom.headers import keep_encoding, number, quiet
+from sr_engine.dicom.kinds import CLASSIC
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries
 from sr_engine.dicom.template import JobIdentity, derivation_description, series_template
@@ -23,22 +24,45 @@ from sr_engine.dicom.uids import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     derived_instance_uid,
-    derived_series_uid,
 )
 from sr_engine.errors import WriteError
 from sr_engine.recipe import Recipe
 
-__all__ = ["JobIdentity", "WrittenSeries", "write_series"]
-
-KIND = "MR"
 # One rounding for every slice: nanometres, and directions good to 1e-7 mm over a head.
 POSITION_DECIMALS, DIRECTION_DECIMALS = 6, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one job made, on its way to files.
+
+    Attributes
+    ----------
+    volume
+        float (slices, rows, columns) in the source's scanner units; the affine maps
+        (slice, row, column) to LPS mm.
+    spread : shape of the volume, float32, or None
+        Standard deviation over the axes, in scanner units.
+    provenance
+        Complete: it names every series that is written.
+    """
+
+    source: SourceSeries
+    volume: Volume
+    stored: display.StoredPixels
+    recipe: Recipe
+    provenance: Provenance
+    job: JobIdentity
+    spread: np.ndarray | None = None
+    findings: tuple[str, ...] = ()  # of the quality gate: why a person must look
+    signer: seal.Signer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenSeries:
     """A derived series on disk, in volume order."""
 
+    kind: str
     series_uid: str
     sop_uids: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -46,82 +70,50 @@ class WrittenSeries:
     provenance: Provenance  # as written into every instance
 
 
-@quiet()
-def write_series(
-    source: SourceSeries,
-    volume: Volume,
-    *,
-    out_dir: Path,
-    recipe: Recipe,
-    provenance: Provenance,
-    job: JobIdentity,
-) -> WrittenSeries:
-    """Write `volume` as a series derived from `source` and return what was written.
+def image_template(result: Result) -> Dataset:
+    """Return everything that the slices of `result` have in common, geometry and window too."""
+    source, made = result.source, result.provenance
+    template = series_template(source, recipe=result.recipe, provenance=made, job=result.job)
+    template.DerivationDescription = derivation_description(
+        source, result.volume.spatial_shape, result.volume.spacing, made
+    )
+    _add_pixel_description(template, source, result.volume, result.stored)
+    add_plane_description(template, result.volume)
+    return template
 
-    Parameters
-    ----------
-    volume
-        float (slices, rows, columns) in the source's scanner units; the affine maps
-        (slice, row, column) to LPS mm.
+
+def write_classic(result: Result, template: Dataset, out_dir: Path) -> WrittenSeries:
+    """Write one classic MR image per slice and return what was written.
 
     Raises
     ------
     WriteError
-        If the volume has values that are not finite or a file cannot be written.
+        If a file cannot be written.
     """
-    if not np.all(np.isfinite(volume.array)):
-        raise WriteError(f"the volume derived from {source.series_uid} has values not finite")
-    stored = display.to_stored(source.volume.array, volume.array)
-    made = _completed(provenance, source, recipe, job, stored)
-    template = series_template(source, recipe=recipe, provenance=made, job=job)
-    template.DerivationDescription = derivation_description(
-        source, volume.spatial_shape, volume.spacing, made
-    )
-    _add_pixel_description(template, source, volume, stored)
-    _add_plane_description(template, volume)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    numbers = instance_numbers(source, len(stored.array))
+    numbers = instance_numbers(result.source, len(result.stored.array))
     paths, uids = [], []
-    for index, plane in enumerate(stored.array):
-        dataset = _instance(template, volume, index, numbers[index], plane)
+    for index, plane in enumerate(result.stored.array):
+        dataset = _instance(template, result.volume, index, numbers[index], plane)
         path = out_dir / f"{numbers[index]:05d}.dcm"
-        write_durably(dataset, path)
+        finish(dataset, path, result.signer)
         paths.append(path)
         uids.append(str(dataset.SOPInstanceUID))
-    sync_folder(out_dir)
     return WrittenSeries(
-        series_uid=made.derived_series_uid,
+        kind=CLASSIC,
+        series_uid=str(template.SeriesInstanceUID),
         sop_uids=tuple(uids),
         paths=tuple(paths),
-        sop_class_uid=str(MRImageStorage),
-        provenance=made,
+        sop_class_uid=str(template.SOPClassUID),
+        provenance=result.provenance,
     )
 
 
-def _completed(
-    provenance: Provenance,
-    source: SourceSeries,
-    recipe: Recipe,
-    job: JobIdentity,
-    stored: display.StoredPixels,
-) -> Provenance:
-    """Return `provenance` with what only the writer knows."""
-    series_uid = derived_series_uid(
-        source.series_uid,
-        source.sop_uids,
-        recipe.digest(),
-        provenance.bundle_sha256,
-        provenance.software_version,
-        job.generation,
-        KIND,
-    )
-    return replace(
-        provenance,
-        derived_series_uid=series_uid,
-        slices=len(stored.array),
-        pixel_gain=stored.gain,
-        clipped_voxels=stored.clipped,
-    )
+def finish(dataset: Dataset, path: Path, signer: seal.Signer | None) -> None:
+    """Seal a complete instance, if somebody vouches for it, and write it."""
+    dataset.file_meta = file_meta(dataset)
+    if signer is not None:
+        seal.seal(dataset, signer)
+    write_durably(dataset, path)
 
 
 def _add_pixel_description(
@@ -135,12 +127,20 @@ def _add_pixel_description(
     dataset.BitsStored = stored.bits_stored
     dataset.HighBit = stored.bits_stored - 1
     dataset.PixelRepresentation = 0
+    centre, width = stored_window(source, volume, stored)
+    dataset.WindowCenter = display.window_value(centre)
+    dataset.WindowWidth = display.window_value(width)
+
+
+def stored_window(
+    source: SourceSeries, volume: Volume, stored: display.StoredPixels
+) -> tuple[float, float]:
+    """Return centre and width in stored values."""
     centre, width = display.window(source.headers, source.volume.array, volume.array)
-    dataset.WindowCenter = display.window_value(centre * stored.gain)
-    dataset.WindowWidth = display.window_value(max(width * stored.gain, 1.0))
+    return centre * stored.gain, max(width * stored.gain, 1.0)
 
 
-def _add_plane_description(dataset: Dataset, volume: Volume) -> None:
+def add_plane_description(dataset: Dataset, volume: Volume) -> None:
     """Describe orientation and spacing, equal for all slices."""
     unit_k, unit_i, unit_j = volume.unit_vectors()
     if float(np.cross(unit_j, unit_i) @ unit_k) < 0:
@@ -157,11 +157,22 @@ def _ds(values: list[float], decimals: int) -> list[str]:
     return [format_number_as_ds(round(float(value), decimals) + 0.0) for value in values]
 
 
+def slice_position(volume: Volume, index: int) -> list[str]:
+    """Return ImagePositionPatient of slice `index`."""
+    return _ds(list(volume.affine[:3, 3] + index * volume.affine[:3, 0]), POSITION_DECIMALS)
+
+
 def instance_numbers(source: SourceSeries, count: int) -> list[int]:
     """Return 1 ... `count` along the normal, falling where the source's numbers fall."""
     stated = [number(header, "InstanceNumber") for header in source.headers]
     falls = None not in (stated[0], stated[-1]) and stated[0] > stated[-1]  # type: ignore[operator]
     return list(range(count, 0, -1)) if falls else list(range(1, count + 1))
+
+
+def frame_order(result: Result) -> list[int]:
+    """Return the slices in the order of their instance numbers: the order of frames."""
+    numbers = instance_numbers(result.source, len(result.stored.array))
+    return [int(index) for index in np.argsort(numbers)]
 
 
 def _instance(
@@ -176,10 +187,9 @@ def _instance(
     normal = volume.unit_vectors()[0]
     dataset.SOPInstanceUID = derived_instance_uid(template.SeriesInstanceUID, index)
     dataset.InstanceNumber = instance_number
-    dataset.ImagePositionPatient = _ds(list(position), POSITION_DECIMALS)
+    dataset.ImagePositionPatient = slice_position(volume, index)
     dataset.SliceLocation = _ds([position @ normal], POSITION_DECIMALS)[0]
     dataset.add_new("PixelData", "OW", plane.astype("<u2").tobytes())
-    dataset.file_meta = file_meta(dataset)
     return dataset
 
 

@@ -88,12 +88,13 @@ def copying_engine(*, passed: bool = True, spoil: Any = None) -> Any:
                 generation=order.job.generation,
                 replaces=order.replaces,
             ),
+            kinds=order.kinds,
         )
         if spoil:
-            spoil(derived.written.paths)
+            spoil([path for one in derived.outputs for path in one.paths])
         findings = () if passed else ("The residual is twice the noise.",)
         return EnhanceResult(
-            written=derived.written,
+            outputs=derived.outputs,
             report=QualityReport(passed=passed, findings=findings, figures={"residual": 2.0}),
             provenance=derived.provenance,
             stages=Stages(),

@@ -199,6 +199,12 @@ def constant(dataset):
     dataset.PixelData = bytes(len(dataset.PixelData))
 
 
+def other_pixel(dataset):
+    stored = bytearray(dataset.PixelData)
+    stored[0] ^= 1
+    dataset.PixelData = bytes(stored)
+
+
 def add_range(smallest, largest):
     def change(dataset):
         dataset.add_new("SmallestImagePixelValue", "US", smallest)
@@ -282,6 +288,7 @@ DAMAGE = {
     "no pixels": (one(drop("PixelData")), "pixel_data"),
     "pixels beyond BitsStored": (one(beyond_bits), "pixel_data"),
     "constant": (every(constant), "pixel_data"),
+    "one pixel changed": (one(other_pixel), "result_hash"),
     "turned": (one(turn), "orientation"),
     "turned everywhere": (every(turn), "orientation"),
     "other PixelSpacing": (one(put(PixelSpacing=[1, 1])), "in_plane_grid"),

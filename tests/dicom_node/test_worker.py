@@ -19,7 +19,9 @@ from dicom_node.worker import Worker, attempts_dir, release
 from dicom_node.worker.processes import expire_gone_workers, home, is_gone, return_jobs, worker_name
 from dicom_node.worker.watch import Shutdown, Watch
 from sr_engine.errors import GeometryError, WeightsError
-from tests.dicom_node.nodes import copying_engine, queued_node
+from tests import phantoms
+from tests.dicom_node.nodes import PACS, copying_engine, queued_node
+from tests.rigs import SOURCE
 
 FAST = {"lease_s": 1.0, "heartbeat_s": 0.1}
 
@@ -397,3 +399,58 @@ def test_many_workers_process_each_job_once(node):
         thread.join()
 
     assert claimed == [node.job.id]
+
+
+ENHANCED = PACS | {"name": "research", "ae_title": "RESEARCH", "form": "enhanced"}
+
+
+@pytest.fixture
+def two_forms(tmp_path):
+    made = queued_node(tmp_path, engine=FAST, peers=[SOURCE, PACS, ENHANCED])
+    yield made
+    made.store.close()
+
+
+def sent_to(node):
+    """Return for each destination the kinds of what it is to get."""
+    kinds = {one.sop_uid: one.kind for one in node.store.jobs.derived(node.job.id)}
+    return {
+        task.destination: [kinds[each.sop_uid] for each in task.instances]
+        for task in node.store.deliveries.due(datetime.now(UTC))
+    }
+
+
+def test_every_destination_gets_its_own_form(two_forms):
+    work(two_forms, copying_engine())
+
+    assert sent_to(two_forms) == {"pacs": ["classic"] * 12, "research": ["enhanced"]}
+    kept = two_forms.store.jobs.derived(two_forms.job.id)
+    assert two_forms.job.derived_series_uid == kept[0].series_uid != kept[-1].series_uid
+
+
+def test_a_fault_in_one_form_holds_the_job(two_forms):
+    def spoil(paths):
+        phantoms.edit(paths[-1], lambda d: setattr(d, "MagneticFieldStrength", 7))
+
+    job = work(two_forms, copying_engine(spoil=spoil))
+
+    assert (job.state, job.held_by) == (JobState.HELD, HeldBy.GATE)
+    assert "magnetic_field_strength" in job.reason
+
+
+def test_a_released_result_goes_out_in_every_form(two_forms):
+    work(two_forms, copying_engine(passed=False))
+
+    release(two_forms.store, two_forms.job.id, datetime.now(UTC))
+
+    assert sent_to(two_forms) == {"pacs": ["classic"] * 12, "research": ["enhanced"]}
+
+
+def test_a_form_nobody_wants_is_not_written(tmp_path):
+    node = queued_node(tmp_path, engine=FAST, peers=[SOURCE, ENHANCED])
+
+    work(node, copying_engine())
+
+    (only,) = node.store.jobs.derived(node.job.id)
+    assert (only.kind, only.series_uid) == ("enhanced", node.job.derived_series_uid)
+    node.store.close()

@@ -4,9 +4,12 @@ import shutil
 
 import pytest
 
+from sr_engine.dicom.kinds import COMPANIONS
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
 from tests.validators import errors
+
+KINDS = ("classic", "enhanced", *(f"classic+{name}" for name in COMPANIONS), "enhanced+spread")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,9 +29,12 @@ def test_what_the_phantom_scanner_writes_has_no_error(orientation, tmp_path):
 def test_a_derived_phantom_has_no_error(tmp_path):
     phantom = phantoms.corner_series(tmp_path / "in", "double-oblique")
 
-    paths = phantoms.derive(read_series(phantom.paths), tmp_path / "out").written.paths
+    outputs = phantoms.derive(read_series(phantom.paths), tmp_path / "out", kinds=KINDS).outputs
 
-    assert errors("dciodvfy", paths[0]) == set()
+    assert {one.kind: errors("dciodvfy", one.paths[0]) for one in outputs} == dict.fromkeys(
+        KINDS, set()
+    )
+    paths = [path for one in outputs for path in one.paths]
     assert errors("dcentvfy", *phantom.paths, *paths) == set()
 
 
@@ -39,9 +45,11 @@ def test_a_derived_real_series_has_no_error_that_its_source_lacks(name, shared_s
     volume = source.volume if name == "p01" else phantoms.finer(source)
     originals = sorted(folder.iterdir())
 
-    paths = phantoms.derive(source, tmp_path, volume=volume).written.paths
+    outputs = phantoms.derive(source, tmp_path, volume=volume, kinds=KINDS).outputs
 
     inherited = errors("dciodvfy", originals[0])
-    for path in (paths[0], paths[len(paths) // 2]):
-        assert errors("dciodvfy", path) <= inherited
+    for written in outputs:
+        for path in {written.paths[0], written.paths[len(written.paths) // 2]}:
+            assert errors("dciodvfy", path) <= inherited, written.kind
+    paths = [path for one in outputs for path in one.paths]
     assert errors("dcentvfy", *paths) <= errors("dcentvfy", *originals)

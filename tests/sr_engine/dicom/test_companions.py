@@ -1,0 +1,218 @@
+"""Companions of the image: what they say is true, whatever the source looks like."""
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from highdicom.ko import KeyObjectSelectionDocument
+from highdicom.sr import EnhancedSR
+
+from sr_engine.dicom.kinds import COMPANIONS, FORMS
+from sr_engine.dicom.provenance import from_dataset
+from sr_engine.dicom.reader import read_series
+from sr_engine.errors import WriteError
+from tests import phantoms
+
+KINDS = [*FORMS, *(f"{form}+{name}" for form in FORMS for name in COMPANIONS)]
+
+OF_CLASSIC = ["classic", *(f"classic+{name}" for name in COMPANIONS)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("companions")
+    source = read_series(phantoms.corner_series(folder / "in", "double-oblique").paths)
+    volume = phantoms.finer(source, (3, 2, 1))
+    return phantoms.derive(source, folder / "out", volume=volume, kinds=KINDS)
+
+
+def datasets(made, kind):
+    (written,) = (one for one in made.outputs if one.kind == kind)
+    return [pydicom.dcmread(path) for path in written.paths]
+
+
+def along(dataset, frame=None):
+    """Return the place of a slice along the normal, in mm."""
+    groups = dataset.PerFrameFunctionalGroupsSequence[frame - 1] if frame else None
+    place = groups.PlanePositionSequence[0] if frame else dataset
+    shared = dataset.SharedFunctionalGroupsSequence[0] if frame else None
+    plane = shared.PlaneOrientationSequence[0] if frame else dataset
+    row, column = np.reshape(np.array(plane.ImageOrientationPatient, float), (2, 3))
+    return float(np.array(place.ImagePositionPatient, float) @ np.cross(row, column))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_spread_reads_back_in_units_of_the_scanner(form, made):
+    (path,) = (one.paths[0] for one in made.outputs if one.kind == f"{form}+spread")
+
+    volume = highdicom.imread(path).get_volume(apply_real_world_transform=True)
+
+    expected = phantoms.finer(made.source, (3, 2, 1)).array / 32
+    found = volume.array[::-1] if volume.affine[2, 0] < 0 else volume.array
+    assert np.allclose(np.sort(found.ravel()), np.sort(expected.ravel()), atol=expected.max() / 6e4)
+    assert volume.frame_of_reference_uid == made.source.frame_of_reference_uid
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_key_objects_pair_each_original_with_the_nearest_derived_slice(form, made):
+    (dataset,) = datasets(made, f"{form}+key_objects")
+    originals = {header.SOPInstanceUID: header for header in made.source.headers}
+    derived = {one.SOPInstanceUID: one for one in datasets(made, form)}
+
+    document = KeyObjectSelectionDocument.from_dataset(dataset)
+    named = [one.ReferencedSOPSequence[0] for one in document.content.get_references()]
+
+    assert [one.ReferencedSOPInstanceUID for one in named[::2]] == list(originals)
+    for original, other in zip(named[::2], named[1::2], strict=True):
+        here = along(originals[original.ReferencedSOPInstanceUID])
+        image, frame = derived[other.ReferencedSOPInstanceUID], other.get("ReferencedFrameNumber")
+        assert (frame is not None) == (form == "enhanced")
+        assert along(image, frame) == pytest.approx(here, abs=0.01)  # a third of the distance
+    assert "12 pairs, at most 0.00 mm apart" in dataset.ContentSequence[-25].TextValue
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_presentation_states_name_the_counterpart_on_every_slice(form, made):
+    of_derived, of_original = datasets(made, f"{form}+presentation")
+
+    labels = {
+        one.ReferencedImageSequence[0].ReferencedSOPInstanceUID: (
+            one.TextObjectSequence[0].UnformattedTextValue
+        )
+        for one in of_original.GraphicAnnotationSequence
+    }
+
+    # Three derived slices lie on each original one; the middle one at its level.
+    assert [labels[header.SOPInstanceUID] for header in made.source.headers] == [
+        f"AI-SR image {3 * index + 2}, 0.00 mm away" for index in range(12)
+    ]
+    assert len(of_derived.GraphicAnnotationSequence) == 36
+    first, second = (
+        one.TextObjectSequence[0].UnformattedTextValue
+        for one in list(of_derived.GraphicAnnotationSequence)[:2]
+    )
+    assert (first, second) == (
+        "original image 1, 0.50 mm away",
+        "original image 1, 0.00 mm away",
+    )
+    assert of_derived.PresentationCreationDate == of_derived.SeriesDate
+    assert "RescaleSlope" not in of_derived
+
+
+@pytest.mark.parametrize(
+    ("slopes", "states", "slope"), [((2.0, 2.0), 2, 2.0), ((2.0, 3.0), 1, None)]
+)
+def test_a_rescale_reaches_the_state_of_the_originals_if_there_is_one(
+    slopes, states, slope, tmp_path
+):
+    phantom = phantoms.corner_series(tmp_path / "in")
+    for place, path in enumerate(phantom.paths):
+        value = slopes[place % 2]
+        phantoms.edit(path, lambda d, v=value: d.update({"RescaleSlope": v, "RescaleIntercept": 1}))
+    kinds = ["classic", "classic+presentation"]
+
+    made = phantoms.derive(read_series(phantom.paths), tmp_path / "out", kinds=kinds)
+
+    found = datasets(made, "classic+presentation")
+    assert len(found) == states
+    assert [float(one.RescaleSlope) for one in found[1:]] == ([slope] if slope else [])
+
+
+def test_the_report_states_the_figures_and_the_verdict(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    findings = ("The three axes disagree.", "Only 90 % of the head shows in the result.")
+    quality = {"residual_over_noise": 0.91, "coverage": 0.995, "blob_slice": 3.0}
+
+    made = phantoms.derive(
+        source,
+        tmp_path / "out",
+        kinds=["classic", "classic+report"],
+        findings=findings,
+        quality=quality,
+    )
+
+    (dataset,) = datasets(made, "classic+report")
+    (group,) = EnhancedSR.from_dataset(dataset).content.get_image_measurement_groups()
+    figures = {one.name.meaning: one.value for one in group.get_measurements()}
+    assert figures == {
+        "Residual to measured data over noise": 0.91,
+        "Head shown in the result": 99.5,
+    }
+    (verdict,) = group.get_qualitative_evaluations()
+    assert verdict.value.meaning == "Doubtful"
+    texts = [one.TextValue for one in group[0].ContentSequence if one.ValueType == "TEXT"]
+    assert texts[-2:] == list(findings)
+    assert dataset.CompletionFlag == "COMPLETE"
+
+
+def test_every_companion_carries_the_images_provenance_and_study(made):
+    image = datasets(made, "classic")[0]
+    numbers, uids = set(), set()
+    for written in made.outputs:
+        (first, *_) = datasets(made, written.kind)
+        assert from_dataset(first) == from_dataset(image)
+        assert from_dataset(first).series[written.kind] == first.SeriesInstanceUID
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate"):
+            assert first[keyword].value == image[keyword].value
+        numbers.add(int(first.SeriesNumber))
+        uids.add(first.SeriesInstanceUID)
+    assert len(numbers) == len(uids) == len(KINDS)
+
+
+def test_twice_the_same_job_gives_the_same_bytes(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+
+    first, second = (
+        phantoms.derive(source, tmp_path / name, kinds=OF_CLASSIC).outputs for name in "ab"
+    )
+
+    for one, other in zip(first, second, strict=True):
+        assert [path.read_bytes() for path in one.paths] == [
+            path.read_bytes() for path in other.paths
+        ], one.kind
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PatientName": "山田^太郎", "SpecificCharacterSet": "ISO_IR 192"},
+        {"PatientName": "a" * 80, "PatientSex": "X", "PatientBirthDate": "unknown"},
+        {"StudyDate": "12.03.2020", "StudyTime": "noon", "AccessionNumber": "x" * 30},
+        {"BodyPartExamined": "", "SeriesDescription": "", "SeriesNumber": None},
+        {"WindowCenter": None, "WindowWidth": None, "InstanceNumber": None},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_odd_headers_stop_no_companion(tags, tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "in")
+    for path in phantom.paths:
+        phantoms.edit(path, lambda d: d.update(tags))
+    source = read_series(phantom.paths)
+
+    made = phantoms.derive(source, tmp_path / "out", kinds=OF_CLASSIC)
+
+    for kind in OF_CLASSIC:
+        for dataset in datasets(made, kind):
+            for keyword in ("PatientName", "PatientSex", "StudyDate", "AccessionNumber"):
+                stated = source.headers[0][keyword].value
+                assert str(dataset[keyword].value) == str(stated), (kind, keyword)
+
+
+def test_an_enhanced_source_is_named_by_its_frames(tmp_path, shared_series):
+    source = read_series([shared_series("p06")])
+    kinds = ["classic", "classic+key_objects"]
+
+    made = phantoms.derive(source, tmp_path, volume=source.volume, kinds=kinds)
+
+    if source.multiframe:
+        (dataset,) = datasets(made, "classic+key_objects")
+        images = [one for one in dataset.ContentSequence if one.ValueType == "IMAGE"]
+        frames = [one.ReferencedSOPSequence[0].ReferencedFrameNumber for one in images[::2]]
+        assert sorted(frames) == list(range(1, len(frames) + 1))
+
+
+def test_no_spread_is_no_map(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+
+    with pytest.raises(WriteError, match="has no spread to write"):
+        phantoms.derive(source, tmp_path / "out", kinds=["classic", "classic+spread"], spread=None)

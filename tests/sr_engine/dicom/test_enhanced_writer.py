@@ -1,0 +1,154 @@
+"""The Enhanced MR form: the same pixels in the same places, for us and for everybody else."""
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom import Volume
+from pydicom.uid import EnhancedMRImageStorage
+
+from sr_engine.dicom.provenance import from_dataset
+from sr_engine.dicom.reader import read_series
+from sr_engine.errors import UnsupportedInput, WriteError
+from tests import phantoms
+from tests.readers import READERS, placed
+
+BOTH = ["classic", "enhanced"]
+CLOSE_MM = 0.05
+
+
+@pytest.fixture
+def source(tmp_path):
+    return read_series(phantoms.corner_series(tmp_path / "source", "double-oblique").paths)
+
+
+@pytest.fixture
+def image(source, tmp_path):
+    return pydicom.dcmread(phantoms.derive(source, tmp_path, kinds=["enhanced"]).written.paths[0])
+
+
+def marked(source):
+    """Return a finer volume whose outermost voxels all differ."""
+    volume = phantoms.finer(source)
+    array = volume.array.copy()
+    corners = np.ix_(*[(0, n - 1) for n in array.shape])
+    array[corners] = np.arange(100, 900, 100).reshape(2, 2, 2)
+    return Volume(
+        array,
+        volume.affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=source.frame_of_reference_uid,
+    )
+
+
+def truth(volume):
+    """Return what a reader must find: its corners."""
+    return placed((np.transpose(volume.array, (2, 1, 0)), volume.affine[:, [2, 1, 0, 3]]))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("orientation", phantoms.ORIENTATIONS)
+def test_independent_readers_find_both_forms_where_the_volume_is(reader, orientation, tmp_path):
+    if reader == "dcm2niix" and not shutil.which(reader):
+        pytest.skip("dcm2niix is not installed")
+    series = read_series(phantoms.corner_series(tmp_path / "in", orientation).paths)
+    volume = marked(series)
+
+    derived = phantoms.derive(series, tmp_path / "out", volume=volume, kinds=BOTH)
+
+    for written in derived.outputs:
+        assert np.allclose(placed(READERS[reader](written.paths)), truth(volume), atol=CLOSE_MM)
+
+
+def test_frames_are_the_slices_of_the_classic_series(source, tmp_path):
+    classic, enhanced = phantoms.derive(source, tmp_path, kinds=BOTH).outputs
+
+    image = pydicom.dcmread(enhanced.paths[0])
+    slices = sorted(map(pydicom.dcmread, classic.paths), key=lambda one: one.InstanceNumber)
+
+    assert image.SOPClassUID == enhanced.sop_class_uid == EnhancedMRImageStorage
+    assert image.NumberOfFrames == len(slices)
+    for number, one in enumerate(slices):
+        frame = image.PerFrameFunctionalGroupsSequence[number]
+        assert np.array_equal(image.pixel_array[number], one.pixel_array)
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == one.ImagePositionPatient
+        assert frame.FrameContentSequence[0].InStackPositionNumber == one.InstanceNumber
+
+
+def test_both_forms_are_of_one_result_and_say_so(source, tmp_path):
+    derived = phantoms.derive(source, tmp_path, kinds=BOTH)
+    first, second = (pydicom.dcmread(one.paths[0]) for one in derived.outputs)
+
+    assert from_dataset(first) == from_dataset(second)
+    assert from_dataset(first).series == {
+        "classic": first.SeriesInstanceUID,
+        "enhanced": second.SeriesInstanceUID,
+    }
+    assert first.SeriesInstanceUID != second.SeriesInstanceUID
+    assert first.SeriesNumber != second.SeriesNumber
+    for keyword in ("PatientName", "StudyInstanceUID", "FrameOfReferenceUID", "SyntheticData"):
+        assert first[keyword].value == second[keyword].value
+
+
+def test_the_classic_series_does_not_depend_on_what_is_written_beside_it(source, tmp_path):
+    alone = phantoms.derive(source, tmp_path / "a").written
+    beside = phantoms.derive(source, tmp_path / "b", kinds=BOTH).written
+
+    assert (alone.series_uid, alone.sop_uids) == (beside.series_uid, beside.sop_uids)
+
+
+def test_twice_the_same_job_gives_the_same_bytes(source, tmp_path):
+    one = phantoms.derive(source, tmp_path / "a", kinds=["enhanced"]).written.paths[0]
+    other = phantoms.derive(source, tmp_path / "b", kinds=["enhanced"]).written.paths[0]
+
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_stack_that_counts_backwards_does_so_in_frames(tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "in")
+    count = len(phantom.paths)
+    for path in phantom.paths:
+        phantoms.edit(path, lambda d: setattr(d, "InstanceNumber", count + 1 - d.InstanceNumber))
+
+    derived = phantoms.derive(read_series(phantom.paths), tmp_path / "out", kinds=["enhanced"])
+
+    frames = pydicom.dcmread(derived.written.paths[0]).PerFrameFunctionalGroupsSequence
+    positions = [frame.PlanePositionSequence[0].ImagePositionPatient[2] for frame in frames]
+    assert positions == sorted(positions, reverse=True)
+
+
+def test_what_was_acquired_stays_as_acquired(image, source):
+    scanner, shared = source.headers[0], image.SharedFunctionalGroupsSequence[0]
+
+    for keyword in ("MagneticFieldStrength", "RepetitionTime", "InversionTime", "FlipAngle"):
+        assert image[keyword].value == scanner[keyword].value
+    assert shared.MREchoSequence[0].EffectiveEchoTime == float(scanner.EchoTime)
+    assert image.ResonantNucleus == "1H"
+    assert image.AcquisitionDateTime == scanner.AcquisitionDate + scanner.AcquisitionTime
+
+
+def test_derivation_names_every_source_instance(image, source):
+    (group,) = image.SharedFunctionalGroupsSequence[0].DerivationImageSequence
+    named = [one.ReferencedSOPInstanceUID for one in group.SourceImageSequence]
+    (study,) = image.SourceImageEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+
+    assert tuple(named) == source.sop_uids
+    assert "not for diagnosis" in group.DerivationDescription
+    assert series.SeriesInstanceUID == source.series_uid
+    assert tuple(one.ReferencedSOPInstanceUID for one in series.ReferencedSOPSequence) == (
+        source.sop_uids
+    )
+
+
+def test_no_one_enhances_an_enhanced_result_again(source, tmp_path):
+    written = phantoms.derive(source, tmp_path, kinds=["enhanced"]).written
+
+    with pytest.raises(UnsupportedInput, match="already the output"):
+        read_series(written.paths)
+
+
+def test_a_companion_without_an_image_is_refused(source, tmp_path):
+    with pytest.raises(WriteError, match="no image is written"):
+        phantoms.derive(source, tmp_path, kinds=["classic+report"])
