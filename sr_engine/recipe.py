@@ -5,12 +5,16 @@ Standard library only: the service reads it without importing the engine.
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sr_engine.errors import RecipeError
 
 QUALIFICATIONS = ("RESEARCH", "PRODUCT", "SERVICE")
+WINDOWS = ("source", "full")
+BODY_PART = re.compile(r"[A-Z0-9 _]{0,16}")  # PS3.5 6.2: VR CS
+LO_LENGTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,10 @@ class Recipe:
     keep_scanner_manufacturer: bool = False  # some hanging protocols key on Manufacturer
     content_qualification: str = "RESEARCH"
     description_suffix: str = " AI-SR RESEARCH"
+    series_number_base: int = 0  # added to source x 100 + generation
+    body_part: str = ""  # BodyPartExamined; "": the source's
+    protocol_name: str = ""  # ProtocolName; "": the source's
+    window: str = "source"  # as bright as the source, or "full": the range of the result
 
     def __post_init__(self) -> None:
         if not 0.3 <= self.spacing_mm <= 3.0:
@@ -53,6 +61,25 @@ class Recipe:
                 f"content_qualification must be one of {', '.join(QUALIFICATIONS)}, "
                 f"not {self.content_qualification!r}"
             )
+        self._refuse_impossible_tags()
+
+    def _refuse_impossible_tags(self) -> None:
+        if not 0 <= self.series_number_base <= 1_000_000_000:
+            raise RecipeError(
+                "series_number_base must be between 0 and 1000000000, "
+                f"not {self.series_number_base}"
+            )
+        if not BODY_PART.fullmatch(self.body_part):
+            raise RecipeError(
+                f"body_part is up to 16 capitals, digits, blanks and _, not {self.body_part!r}"
+            )
+        if len(self.protocol_name) > LO_LENGTH or not _plain(self.protocol_name):
+            raise RecipeError(
+                f"protocol_name is up to 64 ASCII characters without a backslash, "
+                f"not {self.protocol_name!r}"
+            )
+        if self.window not in WINDOWS:
+            raise RecipeError(f"window must be one of {', '.join(WINDOWS)}, not {self.window!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""
@@ -76,3 +103,7 @@ class Recipe:
         """Return the SHA-256 of the canonical JSON of all options."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and (not text or text.isprintable()) and "\\" not in text

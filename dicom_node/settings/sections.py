@@ -168,6 +168,10 @@ class EngineSettings(Section):
     keep_scanner_manufacturer: bool = False
     content_qualification: str = "RESEARCH"
     description_suffix: str = " AI-SR RESEARCH"
+    series_number_base: int = 0
+    body_part: str = ""
+    protocol_name: str = ""
+    window: str = "source"
 
     @model_validator(mode="after")
     def _possible(self) -> "EngineSettings":

@@ -72,7 +72,7 @@ def enhanced_image(result: Result, template: Dataset) -> Dataset:
         root[tag] = template.get_item(tag)
     root.SOPClassUID = EnhancedMRImageStorage
     root.SeriesInstanceUID = result.provenance.series[KIND.name]
-    root.SeriesNumber = series_number(result.source, result.job) + KIND.offset
+    root.SeriesNumber = series_number(result.source, result.job, result.recipe) + KIND.offset
     root.SOPInstanceUID = derived_instance_uid(root.SeriesInstanceUID, 0)
     root.InstanceNumber = 1
     shared = multiframe.take_planes(root)

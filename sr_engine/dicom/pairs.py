@@ -96,7 +96,7 @@ def write_presentation(result: Result, form: str, out_dir: Path) -> WrittenSerie
     """Write a presentation state of each of the two series and return what was written."""
     kind = Kind(form=form, companion=PRESENTATION)
     original, derived = original_places(result), derived_places(result, form)
-    shown = stored_window(result.source, result.volume, result.stored)
+    shown = stored_window(result)
     states = [presentation(result, kind, 1, levels(derived, original), "original", shown, None)]
     rescale = _one_rescale(result)
     if rescale is not None:
@@ -145,7 +145,7 @@ def presentation(
 
 def _label(result: Result, layer: GraphicLayer, pair: Level, what: str) -> GraphicAnnotation:
     text = TextObject(
-        text_value=f"{what} image {pair.counterpart.number}, {pair.apart_mm:.2f} mm away",
+        text_value=f"level of {what} image {pair.counterpart.number}, {pair.apart_mm:.2f} mm away",
         units="DISPLAY",
         bounding_box=TEXT_BOX,
         text_justification="LEFT",

@@ -124,6 +124,12 @@ def companion_template(
     dataset.set_original_encoding(False, True, encoding)
     attributes.copy_elements(first, dataset, attributes.copied_tags(first, copied))
     attributes.add_missing_type_2(dataset, attributes.TYPE_2_STUDY)
+    for keyword, value in (
+        ("BodyPartExamined", recipe.body_part),
+        ("ProtocolName", recipe.protocol_name),
+    ):
+        if value and keyword in copied:
+            setattr(dataset, keyword, value)
     local = local_time(source, job.created)
     _add_dates(dataset, local)
     _add_series(dataset, source, kind, recipe, provenance, job)
@@ -147,20 +153,21 @@ def _add_series(
     job: JobIdentity,
 ) -> None:
     dataset.SeriesInstanceUID = provenance.series.get(kind.name, provenance.derived_series_uid)
-    dataset.SeriesNumber = series_number(source, job) + kind.offset
+    dataset.SeriesNumber = series_number(source, job, recipe) + kind.offset
     suffix = (recipe.description_suffix + WORDS[kind.companion])[:LO_LENGTH]
     described = text(source.headers[0], "SeriesDescription")
     dataset.SeriesDescription = (described[: LO_LENGTH - len(suffix)] + suffix).strip()
 
 
-def series_number(source: SourceSeries, job: JobIdentity) -> int:
-    """Return source x 100 + generation, or 9000 + generation where IS cannot hold that."""
+def series_number(source: SourceSeries, job: JobIdentity, recipe: Recipe) -> int:
+    """Return base + source x 100 + generation, or base + 9000 + generation beyond what IS holds."""
     if job.series_number is not None:
         return job.series_number
     stated = int(number(source.headers[0], "SeriesNumber") or 0)
-    proposed = stated * 100 + job.generation
+    proposed = recipe.series_number_base + stated * 100 + job.generation
     fits = 0 < stated and proposed <= LARGEST_IS - 100
-    return proposed if fits else FREE_SERIES_NUMBER + job.generation
+    beyond = recipe.series_number_base + FREE_SERIES_NUMBER + job.generation
+    return proposed if fits else beyond
 
 
 def _add_equipment(

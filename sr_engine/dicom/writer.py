@@ -77,7 +77,7 @@ def image_template(result: Result) -> Dataset:
     template.DerivationDescription = derivation_description(
         source, result.volume.spatial_shape, result.volume.spacing, made
     )
-    _add_pixel_description(template, source, result.volume, result.stored)
+    _add_pixel_description(template, result)
     add_plane_description(template, result.volume)
     return template
 
@@ -116,10 +116,9 @@ def finish(dataset: Dataset, path: Path, signer: seal.Signer | None) -> None:
     write_durably(dataset, path)
 
 
-def _add_pixel_description(
-    dataset: Dataset, source: SourceSeries, volume: Volume, stored: display.StoredPixels
-) -> None:
+def _add_pixel_description(dataset: Dataset, result: Result) -> None:
     """Describe unsigned grey values without rescale (PS3.3 C.8.3.1 expects none in MR)."""
+    stored = result.stored
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = stored.array.shape[1:]
@@ -127,17 +126,17 @@ def _add_pixel_description(
     dataset.BitsStored = stored.bits_stored
     dataset.HighBit = stored.bits_stored - 1
     dataset.PixelRepresentation = 0
-    centre, width = stored_window(source, volume, stored)
+    centre, width = stored_window(result)
     dataset.WindowCenter = display.window_value(centre)
     dataset.WindowWidth = display.window_value(width)
 
 
-def stored_window(
-    source: SourceSeries, volume: Volume, stored: display.StoredPixels
-) -> tuple[float, float]:
+def stored_window(result: Result) -> tuple[float, float]:
     """Return centre and width in stored values."""
-    centre, width = display.window(source.headers, source.volume.array, volume.array)
-    return centre * stored.gain, max(width * stored.gain, 1.0)
+    headers = result.source.headers if result.recipe.window == "source" else ()
+    centre, width = display.window(headers, result.source.volume.array, result.volume.array)
+    gain = result.stored.gain
+    return centre * gain, max(width * gain, 1.0)
 
 
 def add_plane_description(dataset: Dataset, volume: Volume) -> None:

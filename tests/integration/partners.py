@@ -54,10 +54,15 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin:/usr/local/bin")
 
 
+PLUGINS = ["/usr/share/orthanc/plugins"]
+
+
 class Orthanc:
     """A real archive with its own folder; knows the node by its AE title."""
 
-    def __init__(self, folder: Path, node_port: int, ae_title: str = "ORTHANC") -> None:
+    def __init__(
+        self, folder: Path, node_port: int, ae_title: str = "ORTHANC", *, plugins: bool = False
+    ) -> None:
         self.folder, self.ae_title = folder, ae_title
         self.port, self.http = free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +79,7 @@ class Orthanc:
                     "IndexDirectory": str(folder / "db"),
                     "SyncStorageArea": True,
                     "StableAge": 5,
+                    "Plugins": PLUGINS if plugins else [],
                     "OverwriteInstances": False,
                     "DicomModalities": {
                         "node": {"AET": "SRNODE", "Host": "127.0.0.1", "Port": node_port}

@@ -128,8 +128,8 @@ def check_companions(found, image_paths, sources):
         for state, _ in sorted(found[STATES], key=lambda each: each[0].InstanceNumber)
         for one in state.GraphicAnnotationSequence
     ]
-    assert texts[0].startswith("original image 1, ")
-    assert texts[-1].startswith("AI-SR image ")
+    assert texts[0].startswith("level of original image 1, ")
+    assert texts[-1].startswith("level of AI-SR image ")
 
 
 def check_signatures(node, groups):

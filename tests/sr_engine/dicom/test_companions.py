@@ -84,7 +84,7 @@ def test_presentation_states_name_the_counterpart_on_every_slice(form, made):
 
     # Three derived slices lie on each original one; the middle one at its level.
     assert [labels[header.SOPInstanceUID] for header in made.source.headers] == [
-        f"AI-SR image {3 * index + 2}, 0.00 mm away" for index in range(12)
+        f"level of AI-SR image {3 * index + 2}, 0.00 mm away" for index in range(12)
     ]
     assert len(of_derived.GraphicAnnotationSequence) == 36
     first, second = (
@@ -92,8 +92,8 @@ def test_presentation_states_name_the_counterpart_on_every_slice(form, made):
         for one in list(of_derived.GraphicAnnotationSequence)[:2]
     )
     assert (first, second) == (
-        "original image 1, 0.50 mm away",
-        "original image 1, 0.00 mm away",
+        "level of original image 1, 0.50 mm away",
+        "level of original image 1, 0.00 mm away",
     )
     assert of_derived.PresentationCreationDate == of_derived.SeriesDate
     assert "RescaleSlope" not in of_derived

@@ -14,7 +14,7 @@ from sr_engine.dicom import display, template
 from sr_engine.dicom.provenance import from_dataset
 from sr_engine.dicom.reader import read_series
 from sr_engine.dicom.writer import JobIdentity, write_durably
-from sr_engine.errors import WriteError
+from sr_engine.errors import RecipeError, WriteError
 from sr_engine.recipe import Recipe
 from tests import phantoms
 
@@ -523,3 +523,37 @@ def test_an_enhanced_source_is_referenced_as_one_instance(shared_series, tmp_pat
     assert dataset.SOPClassUID == MRImageStorage
     assert "NumberOfFrames" not in dataset
     assert datetime.strptime(dataset.AcquisitionDate, "%Y%m%d").replace(tzinfo=UTC).year == 2022
+
+
+def test_a_site_may_set_what_its_hanging_protocols_ask_for(tmp_path):
+    recipe = Recipe(series_number_base=900_000, body_part="BRAIN", protocol_name="7T-LIKE HEAD")
+
+    dataset = derive_from(tmp_path, recipe=recipe)
+
+    assert dataset.SeriesNumber == 900_201
+    assert (dataset.BodyPartExamined, dataset.ProtocolName) == ("BRAIN", "7T-LIKE HEAD")
+
+
+def test_a_window_of_the_full_range_shows_the_darkest_and_the_brightest(tmp_path, source):
+    dataset = first_of(phantoms.derive(source, tmp_path, recipe=Recipe(window="full")))
+
+    low, high = np.percentile(phantoms.finer(source).array, (1, 99))
+    centre, width = float(dataset.WindowCenter), float(dataset.WindowWidth)
+    assert centre - width / 2 == pytest.approx(low, abs=1)
+    assert centre + width / 2 == pytest.approx(high, abs=1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"series_number_base": -1},
+        {"body_part": "brain"},
+        {"body_part": "X" * 17},
+        {"protocol_name": "a\\b"},
+        {"protocol_name": "x" * 65},
+        {"window": "bright"},
+    ],
+)
+def test_an_impossible_tag_is_refused(values):
+    with pytest.raises(RecipeError, match=next(iter(values))):
+        Recipe(**values)
