@@ -61,6 +61,6 @@ def test_the_last_line_says_how_things_are(lines):
     said = summary(lines, QUEUE, "OFF", late)
 
     assert said == (
-        "7 series; 1 need a person; 1 running; 2 queued and 1 that wait; 0 being sent; "
+        "7 series; 1 wait for a person; 1 running; 2 queued and 1 held back; 0 being sent; "
         "sending OFF; 2 late"
     )
