@@ -99,6 +99,20 @@ class WithdrawalStore:
                 withdraw(work, job_id, grounds, now)
             return withdrawn(work.connection, job.c.id.in_(ids))
 
+    def lift(self, weights_sha256: str, reason: str, now: datetime) -> bool:
+        """Return whether a recall was lifted: the weights may be used again.
+
+        What was withdrawn stays so: archives have been told.
+        """
+        table = schema.recall
+        with self._database.transaction() as work:
+            this = table.c.weights_sha256 == weights_sha256
+            if work.execute(sa.delete(table).where(this)).rowcount == 0:
+                return False
+            fields = {"weights_sha256": weights_sha256, "reason": reason}
+            work.record("weights.recall_lifted", now, **fields)
+            return True
+
     def recalled(self) -> dict[str, str]:
         """Return the recalled weights, each with the reason."""
         table = schema.recall

@@ -384,5 +384,9 @@ def test_the_command_lists_what_it_withdraws(node, tmp_path, capsys):
     assert job.series_uid in capsys.readouterr().out
     assert main(["recall", *options, "--weights", "deadbeef"]) == 1
     assert "begins with deadbeef" in capsys.readouterr().err
+    lift = ["recall", *options, "--weights", job.weights_sha256, "--lift"]
+    assert [main(lift), main(lift)] == [0, 1]
+    assert node.store.withdrawals.recalled() == {}
+    capsys.readouterr()
     assert main(["jobs", *options]) == 0
     assert "CANCELLED" in capsys.readouterr().out

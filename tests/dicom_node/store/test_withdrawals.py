@@ -97,3 +97,16 @@ def test_rejected_images_are_remembered_once(store, sent, new_instance, now):
     assert gone.job_id == sent
     assert store.withdrawals.reject(uids, "MR1", GROUNDS, now) == []
     assert set(store.withdrawals.rejected_among(series.series_id)) == {(SAFETY, "MR1")}
+
+
+def test_who_may_have_got_something_while_it_was_withdrawn_is_told_too(store, published, now):
+    """An association that breaks leaves no status: the archive may have the instance."""
+    published(destinations=["pacs"])
+    [task] = store.deliveries.due(now)
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+    assert store.withdrawals.owed() == []
+
+    store.deliveries.finish(task.delivery_id, "transient", "association aborted", now)
+
+    [owed] = store.withdrawals.owed()
+    assert owed.destinations == ("pacs",)
