@@ -10,7 +10,7 @@ Source: PS3.3 A.35.4, PS3.16 TID 2010 and CID 7010, IHE RAD TF-2 4.66.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from io import BytesIO
 from pathlib import Path
 
@@ -190,13 +190,13 @@ def add_document(dataset: Dataset, note: Note) -> None:
     dataset.ContentTemplateSequence = [template]
 
 
-def zone_of(dataset: Dataset) -> tzinfo:
-    """Return the zone in which the image states its times; UTC where it does not say."""
+def zone_of(dataset: Dataset) -> tzinfo | None:
+    """Return the zone in which the image states its times; None where it does not say: ours."""
     try:
         stated = datetime.strptime(str(dataset.get("TimezoneOffsetFromUTC")), "%z")
     except ValueError:
-        return UTC
-    return stated.tzinfo or UTC
+        return None
+    return stated.tzinfo
 
 
 def coded(code: Code) -> list[Dataset]:

@@ -43,6 +43,7 @@ def recall(store: Store, weights_sha256: str, reason: str, now: datetime) -> lis
 
 def send_notes(store: Store, settings: Settings, now: datetime) -> int:
     """Return how many rejection notes were queued: each that a destination is still to get."""
+    store.withdrawals.catch_up(now)
     made = 0
     for owed in store.withdrawals.owed():
         identity = find_identity(owed, settings)

@@ -93,6 +93,7 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
         gone = sum(row.removal_id is not None for row in rows)
         heeded = rejections.heed(store, rows, now)
         verdict = with_what_is_here(judge(headers, settings), gone, len(rows))
+        verdict = unless_rejected(verdict, rejections.rejected(store, series_id))
         reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
         columns |= {"source": rows[-1].calling_ae}
         if store.jobs.decide(
@@ -105,6 +106,13 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
 def volume_of(instances: Sequence[InstanceHeader]) -> frozenset[str]:
     """Return the SOP instances that hold the volume of a series, or a part of it."""
     return frozenset(one.sop_uid for one in measure(instances).images)
+
+
+def unless_rejected(verdict: Verdict, why: str) -> Verdict:
+    """Return the verdict on a series of which images may have been rejected: it is not used."""
+    if not why or verdict.event == "skip":
+        return verdict
+    return replace(verdict, event="skip", held_by=None, reason=f"Skipped: {why}.", destinations=())
 
 
 def with_what_is_here(verdict: Verdict, gone: int, received: int) -> Verdict:

@@ -9,7 +9,21 @@ from dicom_node.errors import NotAnInstance
 from dicom_node.rejection_notes import KEY_OBJECT_SELECTION, TITLES, read_rejection
 from dicom_node.store import Grounds, InstanceRow, Store
 
+LONGEST_UID = 64  # characters (PS3.5 9.1)
+
 log = telemetry.get_logger()
+
+
+def rejected(store: Store, series_id: int) -> str:
+    """Return why a series must not be used; "" when nobody has rejected an image of it.
+
+    Its note may have come before it, or the images may have been sent again since.
+    """
+    found = store.withdrawals.rejected_among(series_id)
+    if not found:
+        return ""
+    title, calling_ae = found[0]
+    return f"{len(found)} of its images were rejected by {calling_ae} ({TITLES[title]})"
 
 
 def heed(store: Store, rows: Sequence[InstanceRow], now: datetime) -> str:
@@ -39,6 +53,7 @@ def heed_one(store: Store, row: InstanceRow, now: datetime) -> str:
         reason=f"{row.calling_ae} has sent a rejection note about the series ({title}).",
         modifiers=tuple(asdict(code) for code in rejection.modifiers),
     )
-    gone = store.withdrawals.withdraw_sources(rejection.sop_uids, grounds, now)
+    uids = {uid for uid in rejection.sop_uids if len(uid) <= LONGEST_UID}
+    gone = store.withdrawals.reject(uids, row.calling_ae, grounds, now)
     jobs = ", ".join(str(one.job_id) for one in gone)
     return f"It is a rejection note ({title}); withdrawn because of it: job {jobs or 'none'}."

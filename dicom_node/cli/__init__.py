@@ -183,6 +183,7 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     back = add("recall", recall.recall, "withdraw every series made with a weight file")
     back.add_argument("--weights", required=True, metavar="SHA", help="SHA-256, or the file itself")
     back.add_argument("--reason", default="", metavar="TEXT", help="what people and archives read")
+    back.add_argument("--lift", action="store_true", help="it was a mistake: use them again")
     back.add_argument("--json", action="store_true", help="print one JSON document")
     send = add("send", operations.send, "switch all sending on or off, or say how it stands")
     send.add_argument("value", nargs="?", choices=("on", "off"))

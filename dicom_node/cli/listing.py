@@ -93,10 +93,10 @@ def summary(
     counts = Counter(JobState(line["state"]) for line in lines)
     people = sum(counts[state] for state in NEEDS_PERSON)
     ready = sum(place.position is not None for place in queue)
-    held_back = f" and {len(queue) - ready} that wait" if len(queue) > ready else ""
+    held_back = f" and {len(queue) - ready} held back" if len(queue) > ready else ""
     said = [
         f"{len(lines)} series",
-        f"{people} need a person" if people else "nothing needs a person",
+        f"{people} wait for a person" if people else "nothing waits for a person",
         f"{counts[JobState.RUNNING]} running",
         f"{ready} queued{held_back}",
         f"{counts[JobState.DERIVED]} being sent",

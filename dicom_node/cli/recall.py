@@ -23,12 +23,24 @@ def recall(arguments: argparse.Namespace) -> None:
     with opened(settings) as store:
         weights = weights_meant(store, arguments.weights)
         now = datetime.now(UTC)
+        if arguments.lift:
+            lift(store, weights, arguments.reason, now)
+            return
         found = withdrawal.recall(store, weights, arguments.reason, now)
         withdrawal.send_notes(store, settings, now)  # or the running node does
         if arguments.json:
             print_json({"weights_sha256": weights, "series": [to_json(one) for one in found]})
         else:
             print(in_words(weights, found))
+
+
+def lift(store: Store, weights: str, reason: str, now: datetime) -> None:
+    """Let weights be used again, or raise Refused when they are not recalled."""
+    if not store.withdrawals.lift(weights, reason, now):
+        raise Refused(f"the weights {weights[:16]} are not recalled")
+    print(
+        f"weights {weights} may be used again; what was withdrawn stays so, requeue makes it anew"
+    )
 
 
 def weights_meant(store: Store, text: str) -> str:

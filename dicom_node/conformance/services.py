@@ -106,7 +106,11 @@ def statuses_returned(settings: Settings) -> list[Table]:
             "an error of ours; nothing was kept",
         ),
     ]
-    return [Table(head=("status", "kind", "meaning"), rows=rows)]
+    note = (
+        "The same instance again is Success. An image that differs in patient or study data alone "
+        "is a correction: Success, and what was derived is withdrawn and made again."
+    )
+    return [Table(head=("status", "kind", "meaning"), rows=rows, note=note)]
 
 
 def refusals() -> Iterator[type[InstanceRejected]]:

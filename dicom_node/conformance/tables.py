@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydicom.charset import python_encoding
 
 from dicom_node.content import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
+from dicom_node.network import scp
 from dicom_node.network.tls import CIPHERS
 from dicom_node.settings import PeerSettings, Settings
 
@@ -62,6 +63,7 @@ def entities(settings: Settings) -> list[Table]:
         ("listens at", f"{node.host}:{node.port}"),
         ("listens with TLS at", f"{node.host}:{tls.port}" if tls.enabled else "not configured"),
         ("application context", "1.2.840.10008.3.1.1.1"),
+        ("implementation class UID in associations", scp.implementation(settings)),
         ("implementation class UID in files", IMPLEMENTATION_UID),
         ("implementation version name in files", IMPLEMENTATION_NAME),
         ("maximum PDU length offered", f"{node.max_pdu_bytes} bytes"),

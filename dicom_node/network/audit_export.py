@@ -9,7 +9,7 @@ from typing import Any
 
 from dicom_node import telemetry
 from dicom_node.network import syslog
-from dicom_node.network.audit_messages import DELETED, SUCCESS, message, to_xml
+from dicom_node.network.audit_messages import DELETED, SUCCESS, is_arrival, message, to_xml
 from dicom_node.network.tls import Credentials, credentials
 from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
@@ -92,7 +92,7 @@ def transfer_of(trail: AuditExport, row: AuditRow) -> Transfer | None:
         return named(row.fields)
     if row.event == "instance.conflict":
         return trail.received(sop_uid=str(row.fields.get("sop")))
-    if row.event.startswith("job.") and row.fields.get("old") == "RECEIVING":
+    if is_arrival(row):
         return trail.received(job_id=row.job_id)
     return None
 

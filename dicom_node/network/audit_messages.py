@@ -87,9 +87,15 @@ def message(row: AuditRow, ae_title: str, transfer: Transfer | None) -> Message 
             deleter = replace(us, requestor=True)  # nobody asked for it but our settings
             event = DELETED[row.event]
             return Message(event=event, action="D", participants=[deleter], transfer=transfer)
-    if row.event.startswith("job.") and fields.get("old") == "RECEIVING" and transfer:
+    if is_arrival(row) and transfer:
         return moved(transfer.sources, ae_title, transfer, action="C")
     return None
+
+
+def is_arrival(row: AuditRow) -> bool:
+    """Return whether a received series is whole with this row; a note of ours never arrived."""
+    left = row.event.startswith("job.") and row.fields.get("old") == "RECEIVING"
+    return left and row.event != "job.reject"
 
 
 SENT_OUTCOMES = {"sent": SUCCESS, "sent-with-warning": SUCCESS, "transient": MINOR}

@@ -201,6 +201,12 @@ def accepted_contexts(settings: Settings) -> dict[str, tuple[str, ...]]:
     }
 
 
+def implementation(settings: Settings) -> str:
+    """Return implementation class UID and version name, as associations state them."""
+    offer = _offer(_entity(settings))
+    return f"{offer.implementation_uid} ({offer.implementation_version})"
+
+
 def _policy(settings: Settings) -> Policy:
     """Return who may come in; raises SettingsError when a certificate cannot be used."""
     only_tls = settings.tls.port == settings.node.port != 0

@@ -143,7 +143,11 @@ class DeliveryStore:
         """
         with self._database.transaction() as work:
             row = locked_delivery(work, delivery_id)
+            this = schema.delivery.c.id == delivery_id
             if row.state != PENDING:  # stopped meanwhile: the job was cancelled or superseded
+                # Counted all the same: nobody knows what arrived before an association broke.
+                made = {"attempts": row.attempts + 1}
+                work.execute(sa.update(schema.delivery).where(this).values(**made))
                 return str(row.state)
             state = STATE_AFTER[Verdict(outcome)]
             if state == SENT and unsent(work.connection, delivery_id):
@@ -154,7 +158,6 @@ class DeliveryStore:
             values: dict[str, Any] = {"state": state, "reason": reason}
             values |= {"attempts": row.attempts + 1, "awaits_commitment": awaits}
             values["next_try_at"] = next_try_at if state == PENDING else None
-            this = schema.delivery.c.id == delivery_id
             work.execute(sa.update(schema.delivery).where(this).values(**values))
             fields = {"job": row.job_id, "delivery": delivery_id, "destination": row.destination}
             work.record("delivery.attempt", now, **fields, outcome=outcome, reason=reason)

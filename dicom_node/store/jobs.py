@@ -335,7 +335,7 @@ class JobStore:
             columns: dict[str, Any] = {"attempts": 0, "not_before": None}
             columns |= {"destinations": row.destinations or list(destinations)}
             if row.published_at is None:
-                columns |= {"withdrawal": None, "withdrawn_at": None}
+                columns |= {"withdrawal": None, "withdrawn_at": None, "weights_sha256": None}
                 move(work, job_id, "requeue", now, **columns)
                 return job_id
             return reprocess(work, row, now, columns)

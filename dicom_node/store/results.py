@@ -99,8 +99,7 @@ def refuse_recalled(work: Work, weights_sha256: str) -> None:
     reason = work.execute(query).scalar_one_or_none()
     if reason is not None:
         raise WeightsRecalled(
-            f"the weights {weights_sha256[:16]} are recalled: {reason}; configure other ones "
-            f"(engine.weights), restart, then requeue"
+            f"{reason} Configure other ones (engine.weights), restart, then requeue"
         )
 
 

@@ -272,6 +272,15 @@ switch = sa.Table(
     sa.Column("changed_at", UtcDateTime, nullable=False),
 )
 
+rejection = sa.Table(  # images that a rejection note has named: nothing is made of them
+    "rejection",
+    metadata,
+    sa.Column("sop_uid", UID, primary_key=True),
+    sa.Column("title", sa.String(16), nullable=False),
+    sa.Column("calling_ae", sa.String(16), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
 recall = sa.Table(  # weight files that nothing may be made with any more
     "recall",
     metadata,

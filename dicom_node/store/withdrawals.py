@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
@@ -98,6 +99,20 @@ class WithdrawalStore:
                 withdraw(work, job_id, grounds, now)
             return withdrawn(work.connection, job.c.id.in_(ids))
 
+    def lift(self, weights_sha256: str, reason: str, now: datetime) -> bool:
+        """Return whether a recall was lifted: the weights may be used again.
+
+        What was withdrawn stays so: archives have been told.
+        """
+        table = schema.recall
+        with self._database.transaction() as work:
+            this = table.c.weights_sha256 == weights_sha256
+            if work.execute(sa.delete(table).where(this)).rowcount == 0:
+                return False
+            fields = {"weights_sha256": weights_sha256, "reason": reason}
+            work.record("weights.recall_lifted", now, **fields)
+            return True
+
     def recalled(self) -> dict[str, str]:
         """Return the recalled weights, each with the reason."""
         table = schema.recall
@@ -114,23 +129,50 @@ class WithdrawalStore:
             found |= set(connection.execute(sa.select(schema.recall.c.weights_sha256)).scalars())
         return sorted(found)
 
-    def withdraw_sources(
-        self, sop_uids: Iterable[str], grounds: Grounds, now: datetime
+    def catch_up(self, now: datetime) -> None:
+        """Withdraw what was published by a worker while its weights were being recalled."""
+        recalls, job = schema.recall, schema.job
+        query = (
+            sa.select(job.c.id, recalls.c.reason)
+            .join(recalls, recalls.c.weights_sha256 == job.c.weights_sha256)
+            .where(job.c.withdrawn_at.is_(None), job.c.state.in_(WITH_RESULT))
+            .where(job.c.derived_series_uid.is_not(None), job.c.generation > 0)
+            .order_by(job.c.id)
+        )
+        with self._database.reading() as connection:
+            missed = connection.execute(query).all()
+        for row in missed:
+            with self._database.transaction() as work:
+                withdraw(work, row.id, Grounds(title=SAFETY, reason=row.reason), now)
+
+    def reject(
+        self, sop_uids: Iterable[str], calling_ae: str, grounds: Grounds, now: datetime
     ) -> list[Withdrawn]:
         """Return what is withdrawn now because some of `sop_uids` are no longer to be used.
 
-        They may be received images, or images that we have made. What is withdrawn already stays
-        as it is: a note that is sent back to us changes nothing.
+        They may be received images, images that we have made, or such as never came here: nothing
+        is made of them then. What is withdrawn already stays as it is: a note that is sent back to
+        us changes nothing.
         """
-        job = schema.job
+        job, uids = schema.job, sorted(set(sop_uids))
         with self._database.transaction() as work:
-            series_ids = concerned(work, list(sop_uids))
+            note_rejected(work, uids, calling_ae, grounds.title, now)
+            series_ids = concerned(work, uids)
             jobs = sa.select(job.c.id).where(job.c.series_id.in_(series_ids), job.c.generation > 0)
             jobs = jobs.where(job.c.withdrawn_at.is_(None)).order_by(job.c.id)
             ids = work.execute(jobs).scalars().all()
             for job_id in ids:
                 withdraw(work, job_id, grounds, now)
             return withdrawn(work.connection, job.c.id.in_(ids))
+
+    def rejected_among(self, series_id: int) -> list[tuple[str, str]]:
+        """Return title and sender of the notes that have named each rejected image of a series."""
+        table, instance = schema.rejection, schema.instance
+        query = sa.select(table.c.title, table.c.calling_ae)
+        query = query.join(instance, instance.c.sop_uid == table.c.sop_uid)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(instance.c.series_id == series_id))
+            return [(row.title, row.calling_ae) for row in rows]
 
     def all(self) -> list[Withdrawn]:
         """Return every withdrawn job, oldest first."""
@@ -200,6 +242,24 @@ def withdraw_results(work: Work, series_id: int, grounds: Grounds, now: datetime
     query = query.where(job.c.published_at.is_not(None), job.c.derived_series_uid.is_not(None))
     for job_id in work.execute(query.order_by(job.c.id)).scalars().all():
         withdraw(work, job_id, grounds, now)
+
+
+def note_rejected(
+    work: Work, sop_uids: Sequence[str], calling_ae: str, title: str, now: datetime
+) -> None:
+    """Keep which images a note has named."""
+    table = schema.rejection
+    known: set[str] = set()
+    for start in range(0, len(sop_uids), MOST_VARIABLES):
+        some = table.c.sop_uid.in_(sop_uids[start : start + MOST_VARIABLES])
+        known |= set(work.execute(sa.select(table.c.sop_uid).where(some)).scalars())
+    rows = [
+        {"sop_uid": uid, "title": title, "calling_ae": calling_ae, "at": now}
+        for uid in sop_uids
+        if uid not in known
+    ]
+    if rows:
+        work.connection.execute(sa.insert(table), rows)
 
 
 def concerned(work: Work, sop_uids: Sequence[str]) -> list[int]:

@@ -22,11 +22,8 @@ class RecallGuard:
         digest = self._digest() if recalled else ""
         waits = digest in recalled
         if waits:
-            reason = (
-                f"Waits: the configured weights {digest[:16]} are recalled ({recalled[digest]}) "
-                "Configure other ones (engine.weights) and restart."
-            )
-            self._store.jobs.explain_wait(reason)
+            what_to_do = "Configure other ones (engine.weights) and restart."
+            self._store.jobs.explain_wait(f"Waits: {recalled[digest]} {what_to_do}")
         if waits != self._waits:
             event = "worker.weights_recalled" if waits else "worker.weights_stand"
             log.warning(event, weights_sha256=digest)

@@ -87,7 +87,7 @@ def test_jobs_for_people_is_a_table(node, run):
     assert head.split() == names.split()
     assert row.split()[:2] == ["1", "QUEUED"] and "t1_mpr" in row
     assert said == (
-        "1 series; nothing needs a person; 0 running; 1 queued; 0 being sent; sending on"
+        "1 series; nothing waits for a person; 0 running; 1 queued; 0 being sent; sending on"
     )
 
 

@@ -34,6 +34,7 @@ def test_the_table_has_the_tasks_and_rhythms_of_the_operations_page():
     assert {task.name: task.every_s for task in PERIODIC} == {
         "assemble": 1,
         "leases": 5,
+        "withdrawals": 2,
         "audit": 5,
         "disk": 30,
         "ledger": 60,

@@ -50,7 +50,7 @@ def alive(pid):
 class Running:
     """`dicom-node serve` as a process."""
 
-    def __init__(self, folder, workers=0, **node):
+    def __init__(self, folder, workers=0, options=(), **node):
         folder.mkdir(exist_ok=True)
         self.config = folder / "node.toml"
         values = {"port": 0, "state_dir": str(folder / "state"), "drain_s": 5.0} | node
@@ -59,7 +59,7 @@ class Running:
         self.config.write_text(f"[node]\n{lines}[web]\nport = 0\n[[peers]]\n{peer}")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dicom_node.cli", "serve", "--config", str(self.config)]
-            + ["--workers", str(workers)],
+            + ["--workers", str(workers), *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=(folder / "log").open("w"),
@@ -226,3 +226,15 @@ def test_the_service_leaves_the_engine_unloaded(module):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
 
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_shadow_mode_is_told_at_the_start(tmp_path):
+    node = Running(tmp_path / "node", options=["--shadow"])
+    try:
+        node.addresses()
+        assert node.process.stdout.readline() == "shadow mode  nothing is sent\n"
+        with urllib.request.urlopen(f"{node.page}metrics", timeout=20) as reply:
+            assert b"dicom_node_sending 0.0" in reply.read()
+    finally:
+        node.process.terminate()
+        assert node.process.wait(60) == 0

@@ -51,13 +51,16 @@ def test_after_a_recall_the_jobs_say_so_and_orthanc_holds_the_rejection_note(
             row = node.job(source.SeriesInstanceUID)
             return [one for one in row["deliveries"] if one.get("content") and one["sent"]]
 
-        wait_for("its delivery is on record", told, 30)
+        wait_for("its delivery is on record", told, 60)
+        storescu(node.port, sorted((tmp_path / "notes").glob("*.dcm")))  # as an archive forwards it
+        returned = node.wait_state(note.SeriesInstanceUID, ["SKIPPED"], 60)
         listing = json.loads(node.cli("jobs", "--json").stdout)
         page = node.page("/")
     finally:
         assert node.stop() == 0
 
-    [row] = listing
+    assert "It is a rejection note (Rejected for Patient Safety Reasons)" in returned["reason"]
+    [row] = [each for each in listing if each["modality"] == "MR"]
     assert row["state"] == "CANCELLED" and why in row["reason"]
     assert why in page
     [evidence] = note.CurrentRequestedProcedureEvidenceSequence

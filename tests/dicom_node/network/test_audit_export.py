@@ -15,9 +15,10 @@ import pytest
 from dicom_node import housekeeping, telemetry
 from dicom_node.errors import SettingsError
 from dicom_node.network import audit_export, syslog
+from dicom_node.network.audit_messages import is_arrival
 from dicom_node.network.limits import Complaints
 from dicom_node.settings import make_settings
-from dicom_node.store import open_store
+from dicom_node.store import AuditRow, open_store
 from dicom_node.store.audit_export import AuditExport
 from tests.certificates import Authority
 from tests.dicom_node.nodes import queued_node
@@ -168,6 +169,13 @@ def test_an_event_has_its_codes(node, collector, event, fields, codes):
     event = collector.messages()[-1].find("EventIdentification")
     kind = coded(event, "EventTypeCode") if codes[1] else event.find("EventTypeCode")
     assert (coded(event, "EventID"), kind, event.attrib["EventOutcomeIndicator"]) == codes
+
+
+@pytest.mark.parametrize(("event", "arrives"), [("job.skip", True), ("job.reject", False)])
+def test_our_own_rejection_note_is_no_series_that_was_sent_to_us(event, arrives):
+    fields = {"old": "RECEIVING", "state": "DERIVED"}
+
+    assert is_arrival(AuditRow(id=1, at=NOW, event=event, job_id=1, fields=fields)) == arrives
 
 
 def test_a_delivery_is_a_transfer_from_us(node, collector):

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from dicom_node.order import Order, Quota
+from dicom_node.store.overview import turnaround
 
 LEASE = timedelta(seconds=60)
 
@@ -78,3 +79,23 @@ def test_a_series_outside_of_its_window_is_not_claimed(store, queue, now):
     assert claim_all(store, now, Order()) == []
     assert store.jobs.queue(now)[0].waits_for.startswith("its time window")
     assert claim_all(store, now + timedelta(hours=3), Order()) == [job_id]
+
+
+def test_turnaround_counts_what_takes_too_long_and_leaves_out_what_waits_for_a_person(
+    store, queue, now, derived
+):
+    late_one, held, done = (queue(number, destinations=[]) for number in range(3))
+    store.jobs.transition(held, "cancel", now)
+    store.jobs.claim("w", now, LEASE)
+    store.jobs.transition(late_one, "expire", now)
+    with store.database.transaction() as work:
+        work.connection.exec_driver_sql(f"UPDATE job SET state = 'RUNNING' WHERE id = {done}")
+        work.connection.exec_driver_sql(f"UPDATE job SET worker = 'w' WHERE id = {done}")
+    store.jobs.publish(done, "w", derived(), [], now + timedelta(seconds=50))
+
+    found = turnaround(store.database, now + timedelta(seconds=61), 60.0)
+
+    assert (found.overdue, found.late, found.slowest_s) == (1, 0, 50.0)
+    assert turnaround(store.database, now + timedelta(seconds=61), 49.0).late == 1
+    assert turnaround(store.database, now + timedelta(hours=9), 0.0).overdue == 0
+    assert turnaround(store.database, now + timedelta(hours=9), 60.0).slowest_s is None

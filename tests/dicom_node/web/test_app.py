@@ -204,6 +204,18 @@ def test_metrics_are_of_this_moment(page, node):
 
     assert 'dicom_node_jobs{state="QUEUED"} 1.0' in text
     assert "dicom_node_ledger_balanced 1.0" in text
+    assert "dicom_node_sending 1.0" in text and "dicom_node_turnaround_overdue 0.0" in text
+    assert 'dicom_node_rejection_notes{state="DEAD"} 0.0' in text
+    node.store.switches.set("sending", False, datetime.now(UTC))
+    assert "dicom_node_sending 0.0" in page.get("/metrics").text
+
+
+def test_the_place_in_the_queue_and_the_turnaround_are_on_the_page(page, node):
+    text = page.get("/").text
+    assert "number 1 in the queue" in text
+    assert re.search(r"Turnaround</dt>\s*<dd>no result within the hour \(limit 1 h\)", text)
+    [row] = page.get("/api/jobs").json()["jobs"]
+    assert row["queue"] == {"position": 1, "waits_for": ""}
 
 
 def test_the_sending_switch_shows(page, node):

@@ -10,7 +10,7 @@ TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Add the columns and the table; what is queued has waited since its last change."""
+    """Add the columns and the tables; what is queued has waited since its last change."""
     for column in (
         sa.Column("withdrawal", sa.JSON),
         sa.Column("withdrawn_at", TIME),
@@ -25,6 +25,14 @@ def upgrade() -> None:
     op.create_index("ix_job_withdrawn_at", "job", ["withdrawn_at"])
     op.create_index("ix_job_claimed_at", "job", ["claimed_at"])
     op.execute("UPDATE job SET queued_at = updated_at WHERE state = 'QUEUED'")
+    op.create_table(
+        "rejection",
+        sa.Column("sop_uid", sa.String(64), nullable=False),
+        sa.Column("title", sa.String(16), nullable=False),
+        sa.Column("calling_ae", sa.String(16), nullable=False),
+        sa.Column("at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("sop_uid", name="pk_rejection"),
+    )
     op.create_table(
         "recall",
         sa.Column("weights_sha256", sa.String(64), nullable=False),
