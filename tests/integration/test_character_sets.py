@@ -63,7 +63,9 @@ def test_a_character_set_stops_no_series(name, clean, tmp_path):
     for path in clean:
         dataset = pydicom.dcmread(path)
         put(dataset, "SpecificCharacterSet", said)
-        dataset.set_original_encoding(False, True, dataset._character_set)  # nothing is encoded anew
+        dataset.set_original_encoding(
+            False, True, dataset._character_set
+        )  # nothing is encoded anew
         for keyword in TEXTS:
             put(dataset, keyword, text)
         paths.append(tmp_path / path.name)
