@@ -11,7 +11,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # What the integration tests drive: a real archive, real DICOM tools, a real database, a real browser.
-SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev openssl postgresql
+SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools dcm2niix strace chromium systemd gcc libc6-dev openssl postgresql
 
 .PHONY: help
 help: ## list the targets

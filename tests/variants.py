@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import EnhancedMRImageStorage, RawDataStorage, generate_uid
+from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, RawDataStorage, generate_uid
 
 Change = Callable[[Dataset], None]
 
@@ -122,3 +122,69 @@ def write_enhanced(paths: Sequence[Path], target: Path, **root: Any) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     made.save_as(target)
     return target
+
+
+def write_classic(enhanced: Dataset, folder: Path) -> list[Path]:
+    """Write the frames of an Enhanced MR object as classic images, as a scanner splits them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    planes = enhanced.pixel_array
+    (shared,) = enhanced.SharedFunctionalGroupsSequence
+    paths = []
+    for number, frame in enumerate(enhanced.PerFrameFunctionalGroupsSequence, 1):
+        image = pydicom.dcmread(paths[0]) if paths else _without_groups(enhanced)
+        for keyword, value in _classic_values(shared, frame).items():
+            setattr(image, keyword, value)
+        image.SOPInstanceUID = generate_uid(entropy_srcs=[enhanced.SOPInstanceUID, str(number)])
+        image.InstanceNumber = number
+        image.PixelData = planes[number - 1].tobytes()
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        paths.append(folder / f"{number:04d}.dcm")
+        image.save_as(paths[-1])
+    return paths
+
+
+def _without_groups(enhanced: Dataset) -> Dataset:
+    """Return a copy of the object as a classic image without frames."""
+    image = pydicom.dcmread(enhanced.filename)
+    for keyword in (
+        *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+        *("NumberOfFrames", "DimensionIndexSequence", "DimensionOrganizationSequence"),
+        *("ComplexImageComponent", "AcquisitionContrast"),
+    ):
+        if keyword in image:
+            delattr(image, keyword)
+    image.SOPClassUID = MRImageStorage
+    image.ScanningSequence, image.SequenceVariant = ["GR", "IR"], ["SK", "SP", "MP"]
+    return image
+
+
+def _classic_values(shared: Dataset, frame: Dataset) -> dict[str, Any]:
+    """Return the classic attributes of one frame, looked up one by one."""
+
+    def group(keyword: str) -> Dataset:
+        return (frame.get(keyword) or shared.get(keyword))[0]
+
+    measures, view = group("PixelMeasuresSequence"), group("MRFOVGeometrySequence")
+    timing, value = (
+        group("MRTimingAndRelatedParametersSequence"),
+        frame.get("PixelValueTransformationSequence"),
+    )
+    along_rows = view.InPlanePhaseEncodingDirection == "ROW"
+    frequency = view.MRAcquisitionFrequencyEncodingSteps
+    phase = view.MRAcquisitionPhaseEncodingStepsInPlane
+    return {
+        "ImageType": ["ORIGINAL", "PRIMARY", "M", "NONE"],
+        "ImagePositionPatient": group("PlanePositionSequence").ImagePositionPatient,
+        "ImageOrientationPatient": group("PlaneOrientationSequence").ImageOrientationPatient,
+        "PixelSpacing": measures.PixelSpacing,
+        "SliceThickness": measures.SliceThickness,
+        "RepetitionTime": timing.RepetitionTime,
+        "FlipAngle": timing.FlipAngle,
+        "EchoTime": group("MREchoSequence").EffectiveEchoTime,
+        "InPlanePhaseEncodingDirection": "ROW" if along_rows else "COL",
+        "AcquisitionMatrix": [0, frequency, phase, 0] if along_rows else [frequency, 0, 0, phase],
+        "PercentPhaseFieldOfView": view.PercentPhaseFieldOfView,
+        "RescaleSlope": value[0].RescaleSlope if value else 1,
+        "RescaleIntercept": value[0].RescaleIntercept if value else 0,
+    }

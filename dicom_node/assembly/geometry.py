@@ -12,12 +12,15 @@ from dicom_node.rules import FRAMES, LOCATIONS
 from sr_engine.dicom.sorting import sort
 
 SAME_PLACE_MM = 0.01  # two images this near are two images of one slice
-ALONG_NORMAL_MM = 0.1  # how far a slice may lie beside the line through the first one
+ALONG_NORMAL_MM = 0.1  # how far a slice may lie beside the line through the first one, and
+ALONG_NORMAL = 0.04  # the same as a part of the slice distance: old scanners round to 0.1 mm
 SAME_DIRECTION = 1e-3  # difference of direction cosines; real headers jitter by up to 1e-4
 UNIT = 1e-2  # how far ImageOrientationPatient may be from two orthogonal unit vectors
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 NAMED = 3  # positions that a sentence about doubled ones names
 SPREAD = 4.0  # a smallest distance so far below the usual one is no slice distance
+EVEN = 0.02  # of a distance: what rounding makes of it
+ORDINALS = {2: "second", 3: "third"}
 FEW = 0.05  # of the instance numbers: so many gaps in them are lost images
 HOLE = 1000  # more missing slices in one place than that are no hole
 EQUAL = ("Rows", "Columns", "FrameOfReferenceUID")
@@ -213,9 +216,15 @@ def misplaced(stack: Stack) -> str:
         first = ", ".join(doubled[:NAMED])
         others = f" and {len(doubled) - NAMED} more" if len(doubled) > NAMED else ""
         return f"several images share a position: {first} mm along the normal{others}"
-    if stack.sideways_mm > ALONG_NORMAL_MM:
+    if stack.sideways_mm > max(ALONG_NORMAL_MM, ALONG_NORMAL * usual_distance_mm(stack)):
         return f"the slices are shifted against each other by up to {stack.sideways_mm:.1f} mm"
     return ""
+
+
+def usual_distance_mm(stack: Stack) -> float:
+    """Return the median distance of neighbours, 0 for a single one."""
+    gaps = np.diff(stack.positions_mm)
+    return float(np.median(gaps)) if len(gaps) else 0.0
 
 
 def steps(positions_mm: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -233,8 +242,8 @@ def uneven(stack: Stack, tolerance: float) -> str:
     if len(positions) < 2:
         return "one slice is no stack"
     index = np.concatenate([[0], np.cumsum(steps(positions))])
-    distance = (positions[-1] - positions[0]) / index[-1]
-    off = np.abs(positions - positions[0] - index * distance).max()
+    distance, start = np.polyfit(index, positions, 1)
+    off = np.abs(positions - start - index * distance).max()
     gaps = np.diff(positions)
     sane = np.median(gaps) <= SPREAD * gaps.min() and gaps.max() <= HOLE * gaps.min()
     if sane and off <= tolerance * distance:
@@ -306,7 +315,31 @@ def unfinished(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
     expected, slices = announced(stack, instances), len(stack.positions_mm)
     if expected is not None and slices < expected:
         return f"{slices} of {expected} announced slices are there"
-    return unnumbered(stack, instances) if expected is None else ""
+    return thinned(stack) or (unnumbered(stack, instances) if expected is None else "")
+
+
+def thinned(stack: Stack) -> str:
+    """Return that every second (third ...) slice is missing: the places alone look even then.
+
+    SpacingBetweenSlices is the gap on some scanners, so it is believed where the instance numbers
+    count in steps as well.
+    """
+    stated = agreed(stack, "SpacingBetweenSlices")
+    counts = sorted(
+        filter(None, (number(one.header.get("InstanceNumber")) for one in stack.images))
+    )
+    step = set(np.diff(counts))
+    if not stated or stated <= 0 or len(step) != 1 or len(counts) < len(stack.positions_mm):
+        return ""
+    distance = usual_distance_mm(stack)
+    every = int(step.pop())
+    if every < 2 or abs(distance - every * stated) > EVEN * distance:
+        return ""
+    which = ORDINALS.get(every, f"{every}th")
+    return (
+        f"only every {which} slice is there: they are {distance:.2f} mm "
+        f"apart, SpacingBetweenSlices is {stated:.2f} mm and the images count in steps of {every}"
+    )
 
 
 def unnumbered(stack: Stack, instances: Sequence[InstanceHeader]) -> str:

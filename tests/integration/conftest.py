@@ -9,7 +9,7 @@ from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
 from tests.integration.partners import Orthanc, find_program, free_port
 
-PROGRAMS = ("Orthanc", "storescu", "dciodvfy", "dcentvfy")
+PROGRAMS = ("Orthanc", "storescu", "dciodvfy", "dcentvfy", "dcm2niix")
 
 
 @pytest.fixture(scope="session")

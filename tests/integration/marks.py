@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 
 from sr_engine.dicom.scanner import write_acquisition
 from tests import phantoms
+from tests.integration.readers import Read
 
 SHAPE = (24, 44, 40)
 SPACING_MM = (2.0, 1.5, 1.75)
@@ -60,6 +61,18 @@ def marks_of(datasets: Sequence[Dataset], near: np.ndarray) -> np.ndarray:
     """Return the centroids (8, 3) in LPS mm of the brightness around each of `near`."""
     where = np.stack([voxel_positions(d) for d in datasets]).reshape(-1, 3)
     what = np.stack([d.pixel_array for d in datasets]).astype(float).ravel()
+    return marks_among(where, what, near)
+
+
+def marks_in(read: Read, near: np.ndarray) -> np.ndarray:
+    """Return the same of a volume as somebody else has read it."""
+    index = np.stack(np.meshgrid(*map(np.arange, read.array.shape), indexing="ij"), axis=-1)
+    where = index.reshape(-1, 3) @ read.affine[:3, :3].T + read.affine[:3, 3]
+    return marks_among(where, read.array.astype(float).ravel(), near)
+
+
+def marks_among(where: np.ndarray, what: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the centroids (8, 3) of the values `what` (n,) at the places `where` (n, 3)."""
     found = []
     for mark in near:
         centre = mark

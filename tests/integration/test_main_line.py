@@ -10,6 +10,7 @@ import pytest
 from tests import phantoms
 from tests.integration import marks
 from tests.integration.partners import Node, storescu
+from tests.integration.readers import READERS
 from tests.validators import errors
 
 ADMIT_ANY_MR = """
@@ -178,5 +179,8 @@ def test_the_same_patient_point_lies_at_the_same_place(
 
     found = marks.marks_of(derived, near=corners)
     assert np.abs(found - corners).max() < 0.01
+    for name, read in READERS.items():
+        theirs = marks.marks_in(read(tmp_path / "back", tmp_path / name), near=corners)
+        assert np.abs(theirs - corners).max() < 0.05, name
     source = [pydicom.dcmread(path) for path in sources]
     assert median_brightness(derived) == pytest.approx(median_brightness(source), rel=0.02)

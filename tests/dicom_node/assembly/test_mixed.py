@@ -121,3 +121,18 @@ def test_private_counts_of_slices_announce_them():
     verdict = judge(stack(PLACES, locations=24.0), ANY)
 
     assert "20 of 24 announced slices are there" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("step", "spacing", "event"),
+    [(2, 1.0, "hold"), (1, 1.0, "enqueue"), (2, 2.0, "enqueue"), (3, 2.0 / 3, "hold")],
+)
+def test_every_second_slice_is_missed_although_the_places_are_even(step, spacing, event):
+    slices = [
+        slice_at(2.0 * index, 1 + step * index, SpacingBetweenSlices=spacing) for index in PLACES
+    ]
+
+    verdict = judge(slices, ANY)
+
+    assert verdict.event == event
+    assert event == "enqueue" or "slice is there: they are 2.00 mm apart" in verdict.reason
