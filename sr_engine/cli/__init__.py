@@ -77,6 +77,10 @@ def _add_training(commands) -> None:
     train.add_argument("--resume", action="store_true", help="go on from the saved state")
     train.add_argument("--device", default="auto")
     train.set_defaults(run=run_train)
+    average = commands.add_parser("average", help="the mean of the weights of several sittings")
+    average.add_argument("out", type=Path, help="weight file to write")
+    average.add_argument("files", nargs="+", help="FILE or FILE=SHARE [1]")
+    average.set_defaults(run=run_average)
 
 
 def _add_bench(commands) -> None:
@@ -207,6 +211,18 @@ def run_pack(arguments: argparse.Namespace) -> None:
     from sr_engine.training.pack import pack
 
     pack(arguments.manifest, arguments.out, lambda line: print(line, flush=True))
+
+
+def run_average(arguments: argparse.Namespace) -> None:
+    """Average weight files."""
+    from sr_engine.training.average import average
+
+    pairs = [text.rpartition("=") if "=" in text else (text, "", "1") for text in arguments.files]
+    try:
+        shares = [float(share) for _, _, share in pairs]
+    except ValueError as error:
+        raise InputRefused(f"FILE=SHARE with a number, please: {error}") from error
+    print(average([Path(file) for file, _, _ in pairs], shares, arguments.out))
 
 
 def run_train(arguments: argparse.Namespace) -> None:
