@@ -7,6 +7,7 @@ NodeError
 │   ├── StoreUnavailable      A700  the database did not commit; retryable
 │   ├── NotAnInstance         A900  no usable SOP class or instance UID, or not the announced one
 │   └── ConflictingInstance   0111  the SOP instance is known with other content
+├── DatabaseTaken             another node runs on the database
 ├── IllegalTransition         a state change that states.TRANSITIONS does not know
 │   └── FilesGone             the files that it needs were deleted by retention
 ├── WeightsRecalled           nothing may be made with these weights any more
@@ -59,6 +60,10 @@ class ConflictingInstance(InstanceRejected):
     """The SOP instance is known with other attributes or pixels."""
 
     status = 0x0111
+
+
+class DatabaseTaken(NodeError):
+    """Another node runs on the database; this one does not start, or ends."""
 
 
 class IllegalTransition(NodeError):

@@ -127,8 +127,9 @@ def check_ledger(store: Store, settings: Settings, now: datetime) -> None:
 
 def export_audit(store: Store, settings: Settings, now: datetime) -> None:
     """Write down who was turned away, and hand the audit trail to the collector."""
-    for refusal in telemetry.refusals.take():
-        store.audit.record("association.refused", refusal.at, **refusal.fields)
+    telemetry.refusals.hand_over(
+        lambda refusal: store.audit.record("association.refused", refusal.at, **refusal.fields)
+    )
     audit_export.export(store, settings, now)
 
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import uvicorn
 
 from dicom_node import housekeeping, intake, retention, signing, telemetry
-from dicom_node.errors import NodeError, StoreUnavailable
+from dicom_node.errors import DatabaseTaken, NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
@@ -244,14 +244,17 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
 
     Raises
     ------
-    CannotStart, SettingsError, StoreUnavailable
+    CannotStart, DatabaseTaken, SettingsError, StoreUnavailable
         If it cannot start; nothing runs then.
+    DatabaseTaken
+        If another node took the database while its server was away, after the drain.
     """
     with sole_owner(settings), ExitStack() as parts:
         tokens.check_start(settings)
         signing.own_key(settings.node.state_dir)  # made at the first start, checked at every one
         store = open_store(settings.database_url)
         parts.callback(store.close)
+        parts.enter_context(store.occupancy)
         root = settings.node.state_dir.resolve() / "in"
         files = PixelFiles(root, settings.files.min_free_bytes)
         recover(settings, store, files)
@@ -282,10 +285,12 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
             say("shadow mode  nothing is sent")
         if scp.tls_port:
             say(f"TLS          {settings.node.ae_title} at {settings.node.host}:{scp.tls_port}")
-        tend_until(stop, pool, store, settings, clock)
-        scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
-        drain(settings.node.drain_s, pool, scp, sender)
-        leave(store)
+        try:
+            tend_until(stop, pool, store, settings, clock)
+        finally:
+            scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
+            drain(settings.node.drain_s, pool, scp, sender)
+            leave(store)
 
 
 def drain(grace_s: float, pool: WorkerPool, scp: NodeScp, sender: Sender) -> None:
@@ -340,8 +345,16 @@ def tend_until(
     settings: Settings,
     clock: housekeeping.ClockGuard,
 ) -> None:
-    """Keep the workers alive until the end is asked for; mind that the clock may be set."""
+    """Keep the workers alive until the end is asked for; mind that the clock may be set.
+
+    Raises
+    ------
+    DatabaseTaken
+        If another node has the database by now.
+    """
     while not stop.wait(TICK_S):
+        if store.occupancy.lost:
+            raise DatabaseTaken(store.occupancy.lost)
         died = pool.tend()
         try:
             clock.check()

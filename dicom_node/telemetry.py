@@ -263,14 +263,24 @@ class Refusals:
     def __init__(self, most: int = 1000) -> None:
         """Keep `most` at a time; the oldest go first."""
         self._waiting: deque[Refusal] = deque(maxlen=most)
+        self._lock = threading.Lock()
 
     def add(self, fields: Mapping[str, Any]) -> None:
         """Keep one for the trail."""
-        self._waiting.append(Refusal(at=datetime.now(UTC), fields=dict(fields)))
+        with self._lock:
+            self._waiting.append(Refusal(at=datetime.now(UTC), fields=dict(fields)))
 
-    def take(self) -> list[Refusal]:
-        """Return what has come since, oldest first, and forget it."""
-        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+    def hand_over(self, take: Callable[[Refusal], None]) -> None:
+        """Call `take` with each that has come since, oldest first, and forget it then.
+
+        What `take` raises is raised; the one that it raised at, and all after it, stay.
+        """
+        while self._waiting:
+            oldest = self._waiting[0]
+            take(oldest)
+            with self._lock:
+                if self._waiting[0] is oldest:  # not pushed out meanwhile
+                    self._waiting.popleft()
 
 
 refusals = Refusals()

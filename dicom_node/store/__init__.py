@@ -18,6 +18,7 @@ from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
 from dicom_node.store.jobs import JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
+from dicom_node.store.occupancy import Occupancy
 from dicom_node.store.queue import ClaimedJob
 from dicom_node.store.removals import Gone, Removal, RemovalStore
 from dicom_node.store.results import DerivedInstance, DerivedSeries
@@ -97,6 +98,7 @@ class Store:
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)
+        self.occupancy = Occupancy(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

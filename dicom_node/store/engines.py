@@ -26,11 +26,14 @@ PATIENCE = {
     "application_name": "dicom-node",
     "client_encoding": "utf8",
 }
-# Of a session: a stopped process must not block the others, and a commit must be on the disk even
-# where the site prefers speed.
+# Of a session: a stopped process must not block the others, the server must notice when the node's
+# machine is gone, and a commit must be on the disk even where the site prefers speed.
 SESSION = f"""SELECT
     set_config('lock_timeout', '{BUSY_TIMEOUT_S:.0f}s', false),
     set_config('idle_in_transaction_session_timeout', '60s', false),
+    set_config('tcp_keepalives_idle', '30', false),
+    set_config('tcp_keepalives_interval', '10', false),
+    set_config('tcp_keepalives_count', '3', false),
     set_config('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)"""
 NO_DRIVER = (

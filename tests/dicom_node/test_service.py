@@ -178,6 +178,27 @@ def test_a_second_node_on_the_same_state_folder_is_refused(serving):
     assert "another node is running on" in one_line_refusal(serving())
 
 
+def test_a_second_node_on_the_same_database_file_is_refused(serving, tmp_path):
+    database = f"sqlite:///{tmp_path / 'shared.db'}"
+    serving("one", database=database).addresses()
+
+    refusal = one_line_refusal(serving("two", database=database))
+    assert refusal.endswith(f"another node is running on {tmp_path / 'shared.db'}")
+
+
+def test_a_second_node_on_the_same_server_is_refused_until_the_first_is_killed(serving, postgresql):
+    with postgresql.database() as url:
+        first = serving("one", database=url).addresses()
+        assert "another node is running on this database" in one_line_refusal(
+            serving("two", database=url)
+        )
+        first.process.kill()
+        first.process.wait()
+        third = serving("three", database=url).addresses()
+        third.process.kill()
+        third.process.wait()
+
+
 def test_a_taken_port_is_refused_in_one_line(serving):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -2,7 +2,8 @@
 
 import socket
 
-from tests.faults.connections import KINDS, Scanner, ServingNode, Tally, run
+from tests.faults.connections import Scanner, ServingNode, Tally, run
+from tests.faults.flood import KINDS
 
 
 def test_a_scanner_is_served_while_others_flood(tmp_path):

@@ -13,7 +13,7 @@ from pynetdicom.sop_class import MRImageStorage, Verification
 from dicom_node import telemetry
 from dicom_node.network import pynetdicom_scu, scu
 from dicom_node.network.rejection import notice_rejection
-from tests.faults.connections import request
+from tests.faults.flood import request
 from tests.rigs import SOURCE, Rig, running_node, write_series
 
 OTHER = {"name": "other", "ae_title": "MR2", "host": "127.0.0.3"}

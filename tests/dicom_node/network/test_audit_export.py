@@ -3,6 +3,7 @@
 import base64
 import re
 import socket
+import sqlite3
 import ssl
 import threading
 from contextlib import closing
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from xml.etree import ElementTree as xml
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from dicom_node import housekeeping, telemetry
 from dicom_node.errors import SettingsError
@@ -91,7 +93,7 @@ def collector():
 
 @pytest.fixture
 def node(tmp_path, collector):
-    telemetry.refusals.take()
+    telemetry.refusals.hand_over(lambda refusal: None)
     made = queued_node(tmp_path, audit={"syslog_host": "127.0.0.1", "syslog_port": collector.port})
     yield made
     made.store.close()
@@ -211,6 +213,26 @@ def test_a_deletion_names_study_series_and_instances(node, collector, event, cod
     detail = study.find("ParticipantObjectDetail").attrib["value"]
     assert base64.b64decode(detail).decode() == "1.2.3"
     assert part.attrib["NumberOfInstances"] == "176"
+
+
+def test_callers_who_were_turned_away_while_the_database_was_away_are_in_the_trail_later(node):
+    for address in ("10.0.0.7", "10.0.0.8", "10.0.0.9"):
+        Complaints().note("stranger", "association.rejected", reason="unknown", address=address)
+    full, file = len(node.store.audit.listing()) + 1, node.store.database.engine.url.database
+    with sqlite3.connect(file) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON audit WHEN (SELECT count(*) FROM audit) >= "
+            f"{full} BEGIN SELECT raise(ABORT, 'full'); END"
+        )
+    with pytest.raises(IntegrityError, match="full"):
+        housekeeping.export_audit(node.store, node.settings, NOW)
+    with sqlite3.connect(file) as database:
+        database.execute("DROP TRIGGER full")
+
+    housekeeping.export_audit(node.store, node.settings, NOW)
+
+    refused = [row for row in node.store.audit.listing() if row.event == "association.refused"]
+    assert [row.fields["address"] for row in refused] == ["10.0.0.7", "10.0.0.8", "10.0.0.9"]
 
 
 def test_a_caller_who_was_turned_away_is_in_the_trail_and_at_the_collector(node, collector):

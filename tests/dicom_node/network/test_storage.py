@@ -12,7 +12,7 @@ from dicom_node import telemetry
 from dicom_node.network import pynetdicom_scu
 from dicom_node.network.dimse import BadCommand, Command, read_command, response
 from dicom_node.network.negotiation import BadRequest, read_request
-from tests.faults.connections import request
+from tests.faults.flood import request
 from tests.rigs import MR, encoded, make_instance, running_node, write_series
 
 CONTEXT = 1  # the only one in `request`

@@ -9,11 +9,12 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from dicom_node.errors import SettingsError, StoreUnavailable
+from dicom_node.errors import DatabaseTaken, SettingsError, StoreUnavailable
 from dicom_node.states import JobState
 from dicom_node.store import Report, open_store, schema
 from dicom_node.store.arrivals import upsert_series
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
+from dicom_node.store.occupancy import Occupancy
 
 MINUTE = timedelta(minutes=1)
 SECRET = "geheim-4711"
@@ -250,3 +251,49 @@ def test_a_database_in_another_encoding_is_refused(postgresql):
 
     with pytest.raises(SettingsError, match="UTF8, not LATIN1"):
         open_store(postgresql.url("latin"))
+
+
+def test_a_second_node_on_the_database_is_refused_until_the_first_has_ended(url):
+    first, second = open_store(url), open_store(url)
+    refused = "another node is running on this database, from this machine since 2"
+    with first.occupancy, pytest.raises(DatabaseTaken, match=refused), second.occupancy:
+        pytest.fail("it started")
+    with second.occupancy:
+        pass
+    first.close()
+    second.close()
+
+
+def test_a_node_takes_its_database_again_after_a_restart_of_the_server(store, url, postgresql):
+    with store.occupancy as occupancy:
+        postgresql.stop()
+        with pytest.raises(StoreUnavailable, match="did not answer"):
+            occupancy.look()
+        postgresql.start()
+        occupancy.look()
+        other = open_store(url)
+        with pytest.raises(DatabaseTaken):
+            other.occupancy.look()
+        other.close()
+
+
+def test_a_node_whose_database_another_one_took_meanwhile_is_told(store, url):
+    other = open_store(url)
+    with other.occupancy:
+        occupancy = Occupancy(store.database, look_s=0.01)
+        occupancy._watch()
+    other.close()
+
+    assert "another node is running on this database" in occupancy.lost
+
+
+def test_a_session_of_ours_that_the_server_has_not_missed_yet_is_no_other_node(store):
+    store.occupancy.look()
+    again = Occupancy(store.database)
+    again._session = store.occupancy._session
+
+    with pytest.raises(StoreUnavailable, match="about to let go of our last session"):
+        again.look()
+    store.occupancy.__exit__()
+    again.look()
+    again.__exit__()
