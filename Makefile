@@ -11,7 +11,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # What the integration tests drive: a real archive, real DICOM tools, a real database, a real browser.
-SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools strace chromium systemd gcc libc6-dev openssl postgresql
+SYSTEM_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools dcm2niix strace chromium systemd gcc libc6-dev openssl postgresql
 
 .PHONY: help
 help: ## list the targets
@@ -83,6 +83,10 @@ bench-send: system-packages .venv/test.stamp ## our sender beside dcmtk's stores
 .PHONY: bench-receive
 bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
 	$(BIN)/python -m benchmarks.receive --quick
+
+.PHONY: pictures
+pictures: system-packages .venv/test.stamp ## the pictures of docs/operations.md: companions in Orthanc's Web viewer (orthanc-webviewer) and dcmtk
+	$(BIN)/python -m tests.integration.pictures docs/pictures
 
 .PHONY: clean
 clean: ## remove .venv, caches and what the demo wrote

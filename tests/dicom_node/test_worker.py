@@ -454,3 +454,18 @@ def test_a_form_nobody_wants_is_not_written(tmp_path):
     (only,) = node.store.jobs.derived(node.job.id)
     assert (only.kind, only.series_uid) == ("enhanced", node.job.derived_series_uid)
     node.store.close()
+
+
+def test_the_audit_trail_counts_what_a_destination_gets(two_forms):
+    work(two_forms, copying_engine())
+
+    counted = {
+        name: dict(two_forms.store.audit_export.sent(two_forms.job.id, name).instances)
+        for name in ("pacs", "research", "nobody")
+    }
+
+    assert counted == {
+        "pacs": {"1.2.840.10008.5.1.4.1.1.4": 12},
+        "research": {"1.2.840.10008.5.1.4.1.1.4.1": 1},
+        "nobody": {},
+    }
