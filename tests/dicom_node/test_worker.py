@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from dicom_node.errors import GateRefused, IllegalTransition, StoreUnavailable
 from dicom_node.states import HeldBy, JobState
+from dicom_node.store.audit_export import AuditExport
 from dicom_node.worker import Worker, attempts_dir, release
 from dicom_node.worker.processes import expire_gone_workers, home, is_gone, return_jobs, worker_name
 from dicom_node.worker.watch import Shutdown, Watch
@@ -460,7 +461,7 @@ def test_the_audit_trail_counts_what_a_destination_gets(two_forms):
     work(two_forms, copying_engine())
 
     counted = {
-        name: dict(two_forms.store.audit_export.sent(two_forms.job.id, name).instances)
+        name: dict(AuditExport(two_forms.store.database).sent(two_forms.job.id, name).instances)
         for name in ("pacs", "research", "nobody")
     }
 
