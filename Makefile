@@ -88,6 +88,10 @@ bench-send: system-packages .venv/test.stamp ## our sender beside dcmtk's stores
 bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
 	$(BIN)/python -m benchmarks.receive --quick
 
+.PHONY: pictures
+pictures: system-packages .venv/test.stamp ## the pictures of docs/operations.md: companions in Orthanc's Web viewer (orthanc-webviewer) and dcmtk
+	$(BIN)/python -m tests.integration.pictures docs/pictures
+
 .PHONY: clean
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-out *.egg-info

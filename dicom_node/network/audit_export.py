@@ -87,7 +87,7 @@ def line_of(trail: AuditExport, row: AuditRow, settings: Settings) -> bytes | No
 def transfer_of(trail: AuditExport, row: AuditRow) -> Transfer | None:
     """Return what was transferred when `row` was written; None where nothing was."""
     if row.event == "delivery.attempt" and row.job_id is not None:
-        return trail.sent(row.job_id)
+        return trail.sent(row.job_id, str(row.fields.get("destination", "")))
     if row.event in DELETED:
         return named(row.fields)
     if row.event == "instance.conflict":

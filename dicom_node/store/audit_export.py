@@ -84,14 +84,20 @@ class AuditExport:
             row = connection.execute(sa.select(series).where(series.c.id.in_(this))).first()
             return None if row is None else transfer(row, connection.execute(parts).all())
 
-    def sent(self, job_id: int) -> Transfer | None:
-        """Return what a job sends; None for an unknown job."""
+    def sent(self, job_id: int, destination: str) -> Transfer | None:
+        """Return what a job sends to a destination; None for an unknown job."""
         series, job, derived = schema.series, schema.job, schema.derived_instance
         named = sa.func.coalesce(job.c.derived_series_uid, series.c.series_uid)
         query = sa.select(series.c.study_uid, named.label("series_uid"))
         query = query.join(job, job.c.series_id == series.c.id).where(job.c.id == job_id)
-        parts = sa.select(derived.c.sop_class, sa.func.count().label("number"))
-        parts = parts.where(derived.c.job_id == job_id).group_by(derived.c.sop_class)
+        delivery, part = schema.delivery, schema.delivery_instance
+        parts = (
+            sa.select(derived.c.sop_class, sa.func.count().label("number"))
+            .join(part, part.c.derived_instance_id == derived.c.id)
+            .join(delivery, delivery.c.id == part.c.delivery_id)
+            .where(delivery.c.job_id == job_id, delivery.c.destination == destination)
+            .group_by(derived.c.sop_class)
+        )
         with self._database.reading() as connection:
             row = connection.execute(query).first()
             return None if row is None else transfer(row, connection.execute(parts).all())

@@ -12,11 +12,15 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
+from dicom_node import signing
 from dicom_node.cli import main
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.worker import Worker
+from sr_engine.dicom.provenance import CREATOR, GROUP
+from sr_engine.dicom.reader import read_series
+from sr_engine.dicom.seal import KEY, Signer
 from tests import phantoms
 from tests.certificates import Authority
 from tests.dicom_node.nodes import copying_engine, queued_node
@@ -218,6 +222,62 @@ def test_provenance_tells_how_an_instance_was_made(node, run, form):
     assert (code, err) == (0, "")
     assert node.job.series_uid in out
     assert not form or json.loads(out)["bundle_sha256"] == node.job.weights_sha256
+
+
+@pytest.fixture
+def signed(node, tmp_path):
+    """Return the public key of the node and a file that it signed."""
+    key = signing.own_key(tmp_path / "state")
+    signer = Signer(key=signing.public_text(key), sign=key.sign)
+    derived = phantoms.derive(read_series(node.paths), tmp_path / "signed", signer=signer)
+    return signer.key, derived.written.paths[0]
+
+
+def test_a_signature_is_checked_with_the_public_key_that_is_asked_for(run, signed):
+    key, path = signed
+
+    code, out, _ = run("provenance", path, "--verify", key, "--json")
+    told = json.loads(out)
+
+    assert (code, told["signature"]["valid"], told["signature"]["key"]) == (0, True, key)
+    assert run("public-key")[1].strip() == key
+    assert run("provenance", path, "--verify", "own")[0] == 0
+    assert json.loads(run("provenance", path, "--json")[1])["signature"]["valid"] is None
+    chain = {link["of"]: link["sha256"] for link in told["chain"]}
+    assert chain["provenance"] == told["sha256"]
+    assert chain["result"] == told["result_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda d: setattr(d, "WindowWidth", 3), "does not fit"),
+        (lambda d: setattr(d, "PixelData", bytes(len(d.PixelData))), "does not fit"),
+        (lambda d: d.private_block(GROUP, CREATOR)[KEY].clear(), "is not signed"),
+    ],
+)
+def test_a_changed_file_fails_its_signature(spoil, said, run, signed):
+    key, path = signed
+    phantoms.edit(path, spoil)
+
+    code, _, err = run("provenance", path, "--verify", key)
+
+    assert code == 1
+    assert said in err
+
+
+def test_another_nodes_file_names_another_key(run, signed):
+    code, _, err = run("provenance", signed[1], "--verify", "ab" * 32)
+
+    assert code == 1
+    assert f"the file names another key, {signed[0]}" in err
+
+
+def test_what_is_no_public_key_is_a_usage_error(run, signed):
+    code, _, err = run("provenance", signed[1], "--verify", "nonsense")
+
+    assert code == 2
+    assert "no Ed25519 public key" in err
 
 
 def test_provenance_of_a_scanners_image_is_refused(node, run):

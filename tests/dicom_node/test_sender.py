@@ -31,8 +31,18 @@ def store(tmp_path):
     store.close()
 
 
-def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number: int = 1) -> int:
-    """Return a job whose derived series waits to be delivered."""
+def publish(
+    store,
+    folder: Path,
+    count: int = 4,
+    destinations=("pacs",),
+    number: int = 1,
+    companions: int = 0,
+) -> int:
+    """Return a job whose derived series waits to be delivered.
+
+    The last `companions` of its `count` instances belong to another series, ``2.25.<number>.1``.
+    """
     items = write_series(folder, count)
     new = NewInstance(
         sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}", study_uid="1",
@@ -50,8 +60,9 @@ def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number:
             path=item.path,
             sha256=sha256_of(item.path),
             bytes=10,
+            series_uid=f"2.25.{number}.1" if place >= count - companions else None,
         )
-        for item in items
+        for place, item in enumerate(items)
     )
     derived = DerivedSeries(
         series_uid=f"2.25.{number}", instances=instances, recipe_digest="a" * 64,

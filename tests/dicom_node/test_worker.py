@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from dicom_node.errors import GateRefused, IllegalTransition, StoreUnavailable
 from dicom_node.states import HeldBy, JobState
+from dicom_node.store.audit_export import AuditExport
 from dicom_node.worker import Worker, attempts_dir, release
 from dicom_node.worker.processes import expire_gone_workers, home, is_gone, return_jobs, worker_name
 from dicom_node.worker.watch import Shutdown, Watch
@@ -454,3 +455,18 @@ def test_a_form_nobody_wants_is_not_written(tmp_path):
     (only,) = node.store.jobs.derived(node.job.id)
     assert (only.kind, only.series_uid) == ("enhanced", node.job.derived_series_uid)
     node.store.close()
+
+
+def test_the_audit_trail_counts_what_a_destination_gets(two_forms):
+    work(two_forms, copying_engine())
+
+    counted = {
+        name: dict(AuditExport(two_forms.store.database).sent(two_forms.job.id, name).instances)
+        for name in ("pacs", "research", "nobody")
+    }
+
+    assert counted == {
+        "pacs": {"1.2.840.10008.5.1.4.1.1.4": 12},
+        "research": {"1.2.840.10008.5.1.4.1.1.4.1": 1},
+        "nobody": {},
+    }

@@ -307,6 +307,35 @@ def test_peer_that_can_be_queried_gets_nothing_twice(tmp_path):
     assert sorted(archive.received.values()) == [1, 1, 1, 1]
 
 
+def test_every_series_of_a_delivery_is_queried(tmp_path):
+    archive, series = Archive(), {}
+
+    def of_the_series(event):
+        for uid in sorted(archive.kept):
+            if series.get(uid) == event.identifier.SeriesInstanceUID:
+                found = Dataset()
+                found.SOPInstanceUID = uid
+                yield 0xFF00, found
+
+    def lose_the_answers(event):
+        archive.store(event)
+        if sum(archive.received.values()) in (2, 4):
+            event.assoc.abort()
+        return 0x0000
+
+    archive.on_find, archive.on_store = of_the_series, lose_the_answers
+    with archive.listening(), node_with(tmp_path, archive, query=True) as node:
+        node.store.switches.set("sending", False, NOW)
+        job_id = publish(node.store, tmp_path / "a", companions=1)
+        [task] = node.store.deliveries.due(NOW)
+        series |= {one.sop_uid: one.series_uid or task.series_uid for one in task.instances}
+        node.store.switches.set("sending", True, NOW)
+        wait_state(node, job_id, "DELIVERED")
+
+    assert len(set(series.values())) == 2
+    assert sorted(archive.received.values()) == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("fault", ["no context", "refused"])
 def test_peer_that_does_not_answer_the_query_gets_everything(tmp_path, fault):
     archive = Archive()

@@ -1,5 +1,8 @@
 """Companions of the image: what they say is true, whatever the source looks like."""
 
+import subprocess
+from pathlib import Path
+
 import highdicom
 import numpy as np
 import pydicom
@@ -97,6 +100,26 @@ def test_presentation_states_name_the_counterpart_on_every_slice(form, made):
     )
     assert of_derived.PresentationCreationDate == of_derived.SeriesDate
     assert "RescaleSlope" not in of_derived
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dcmtk_shows_an_image_under_its_state(form, made, tmp_path):
+    if not Path("/usr/bin/dcmp2pgm").is_file():
+        pytest.skip("dcmtk (dcmp2pgm) is not installed")
+    files = {one.kind: one.paths for one in made.outputs}
+    state, image = files[f"{form}+presentation"][0], files[form][0]
+    picture = tmp_path / "shown.pgm"
+
+    done = subprocess.run(
+        ["/usr/bin/dcmp2pgm", "-v", "-p", state, image, picture],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert 'text 1: "level of original image 1, 0.50 mm away"' in done.stdout + done.stderr
+    assert picture.read_bytes().startswith(b"P5")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,20 @@ def test_independent_readers_find_both_forms_where_the_volume_is(reader, orienta
         assert np.allclose(placed(READERS[reader](written.paths)), truth(volume), atol=CLOSE_MM)
 
 
+@pytest.mark.parametrize("name", ["p01", "p02", "p03", "p04", "p06", "p35"])
+def test_independent_readers_find_a_real_series_where_its_source_is(name, shared_series, tmp_path):
+    source = read_series([shared_series(name)])
+
+    derived = phantoms.derive(source, tmp_path, volume=source.volume, kinds=BOTH)
+
+    expected = truth(source.volume)[:, :3]
+    for written in derived.outputs:
+        for reader, read in READERS.items():
+            if reader != "dcm2niix" or shutil.which(reader):
+                found = placed(read(written.paths))[:, :3]
+                assert np.allclose(found, expected, atol=CLOSE_MM), (written.kind, reader)
+
+
 def test_frames_are_the_slices_of_the_classic_series(source, tmp_path):
     classic, enhanced = phantoms.derive(source, tmp_path, kinds=BOTH).outputs
 

@@ -120,3 +120,20 @@ def test_the_service_reads_provenance_without_the_engine():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "[]"
+
+
+def test_a_document_of_the_first_schema_is_read_as_it_was_written():
+    values = MADE.to_dict() | {"schema_version": 1}
+    for name in provenance.ADDED[2]:
+        del values[name]
+    old = Provenance.from_json(json.dumps(values))
+
+    assert old.to_dict() == values
+    assert (old.series, old.result_sha256) == ({}, "")
+    assert from_dataset(carrier(old)) == old
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_a_document_of_an_unknown_schema_is_refused(version):
+    with pytest.raises(InputRefused, match="schema version"):
+        Provenance.from_json(json.dumps(MADE.to_dict() | {"schema_version": version}))
