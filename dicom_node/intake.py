@@ -12,6 +12,7 @@ from dicom_node.errors import ConflictingInstance, InstanceRejected
 from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.store import InstanceRow, NewInstance, Store
+from dicom_node.store.schema import storable
 
 SUCCESS = 0x0000
 SUBMITTED = "SUBMIT"  # the calling AE title of files that a person imports
@@ -129,7 +130,7 @@ def _keep_again(
 ) -> str:
     """Return the outcome where the instance may be known: a file that retention deleted is new."""
     known = store.series.find_instance(examined.sop_uid)
-    if known is not None and _is_correction(known, examined):
+    if known is not None and _is_correction(known, examined, store):
         return _keep_corrected(known, examined, incoming, files, store, now)
     if known is not None:
         _refuse_other_content(known, examined)
@@ -141,11 +142,20 @@ def _keep_again(
     return store.series.record_instance(new, now).outcome
 
 
-def _is_correction(known: InstanceRow, examined: Examined) -> bool:
-    """Return whether this is the known image with other patient or study data."""
-    if known.attributes_sha256 == examined.attributes_sha256 or known.removal_id is not None:
+def _is_correction(known: InstanceRow, examined: Examined, store: Store) -> bool:
+    """Return whether this is the known image with other patient or study data.
+
+    Of a file that retention has deleted the decoded pixels and the header values are compared.
+    """
+    if examined.attributes_sha256 in (known.attributes_sha256, *known.replaced):
         return False
-    if examined.attributes_sha256 in known.replaced or not known.path.is_file():
+    if known.removal_id is not None:
+        same_study = store.series.study_uid(known.series_id) == examined.study_uid
+        same_header = storable(examined.header) == known.header
+        if not (same_study and same_header and known.pixels_sha256):
+            return False
+        return known.pixels_sha256 == pixels_digest(examined.file)
+    if not known.path.is_file():
         return False
     kept = known.path.read_bytes()
     return corrects(kept, examined.file) and same_pixels(kept, examined.file)

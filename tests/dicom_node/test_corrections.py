@@ -1,11 +1,11 @@
 """Demographic corrections: the corrected image takes the old one's place, whatever crashes."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pydicom
 import pytest
 
-from dicom_node import withdrawal
+from dicom_node import retention, withdrawal
 from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance
 from dicom_node.intake import recover
@@ -104,6 +104,24 @@ def test_half_a_correction_is_not_computed(node, tmp_path):
     with pytest.raises(UnsupportedInput, match="more than one PatientID") as refused:
         read_series([row.path for row in rows])
     assert "RIGHT-1" not in str(refused.value)
+
+
+def test_a_correction_long_after_the_files_have_gone_withdraws_the_result_too(node, tmp_path):
+    enhance_and_send(node)
+    old, later = node.job, datetime.now(UTC) + timedelta(days=400)
+    node.store.waits.restart(later, timedelta(seconds=60), not_after=later)
+    assert list(retention.purge(node.store, node.settings, later))
+    other = pydicom.dcmread(corrected(node, node.paths[1], tmp_path))
+    other.EchoTime = 4711
+    other.save_as(tmp_path / "other.dcm")
+    with pytest.raises(ConflictingInstance):
+        node.submit(tmp_path / "other.dcm")
+    assert node.job.state is JobState.DELIVERED
+
+    correct_all(node, tmp_path)
+
+    assert node.store.jobs.get(old.id).withdrawn_at is not None
+    assert (node.job.state, node.job.generation) == (JobState.QUEUED, 2)
 
 
 @pytest.mark.parametrize("change", ["pixels", "study", "position"])
