@@ -24,7 +24,7 @@ HEADER_KEYS = (
     *("ImagePositionPatient", "InstanceNumber", "AcquisitionNumber", "NumberOfFrames"),
     *("TemporalPositionIdentifier", "NumberOfTemporalPositions", "EchoNumbers"),
     *("DiffusionBValue", "ImagesInAcquisition", "FrameOfReferenceUID", "SamplesPerPixel"),
-    *("PhotometricInterpretation", "BitsAllocated"),
+    *("PhotometricInterpretation", "BitsAllocated", "AngioFlag", "SyntheticData"),
 )
 FRAMES, PRIVATE_CREATORS = "frames", "private_creators"  # two more keys, that are no keywords
 TILES, LOCATIONS = "tiles", "locations"  # numbers of private elements (`private_values`)
@@ -62,6 +62,7 @@ class SeriesSummary:
     phase: str = ""
     mosaic: str = ""
     colour: str = ""
+    unusual: str = ""  # how the pixels are stored
     diffusion: str = ""
     echoes: int = 1
     volumes: int = 1
@@ -73,8 +74,8 @@ class SeriesSummary:
 
 EVIDENCE = frozenset(
     """
-    own_output mixed derived localizer phase mosaic colour diffusion echoes volumes differing
-    orientations stacks left_out expected_slices
+    own_output mixed derived localizer phase mosaic colour unusual diffusion echoes volumes
+    differing orientations stacks left_out expected_slices
     """.split()
 )
 CONTRASTS = ("T1", "T2", "T2*", "PD", "FLAIR", UNKNOWN)
@@ -196,6 +197,7 @@ NO_VOLUME: tuple[Refusal, ...] = (
     lambda s: said("the images are derived, not acquired ({})", s.derived),
     lambda s: said("these are phase or other images without magnitude ({})", s.phase),
     lambda s: said("the images are in colour ({})", s.colour),
+    lambda s: said("the pixels are stored as nobody expects of MR ({})", s.unusual),
     lambda s: said("this is a diffusion series ({})", s.diffusion),
     lambda s: said("this is a multi-echo series ({})", several(s.echoes, "echo times")),
     lambda s: said("this is a multi-volume series ({})", at_every_position(s)),

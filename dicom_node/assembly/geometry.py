@@ -183,6 +183,8 @@ def lacking(stack: Stack) -> str:
         for keyword, count in NEEDED.items():
             if numbers(one.header, keyword, count) is None:
                 return f"{keyword} is missing or no {count} numbers in instance {one.sop_uid}"
+        if not one.header.get("FrameOfReferenceUID"):
+            return f"FrameOfReferenceUID is missing in instance {one.sop_uid}"
         if axes(one.header) is None:
             return f"ImageOrientationPatient is no pair of axes in instance {one.sop_uid}"
     return ""

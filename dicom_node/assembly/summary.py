@@ -40,6 +40,7 @@ OTHER_PARTS = {
 }
 HEAD_WORDS = frozenset({"brain", "head", "skull", "cerebral", "cranial", "neuro"})
 
+PROJECTIONS = frozenset({"PROJECTION IMAGE", "MIP", "MINIP", "MNIP"})
 TILED = frozenset({"MOSAIC", "VFRAME"})  # Siemens, and United Imaging
 # What differs from one volume to the next at the same place.
 VOLUME_KEYS = (
@@ -99,6 +100,7 @@ def evidence(stack: Stack, instances: Sequence[InstanceHeader]) -> dict[str, Any
         "phase": first_found(no_magnitude(header) for header in images),
         "mosaic": mosaic(images),
         "colour": colour(first),
+        "unusual": first_found(unusual(header) for header in images),
         "diffusion": diffusion(images),
         "echoes": echoes(stack),
         "volumes": max(stack.volumes, time_points(first)),
@@ -186,7 +188,12 @@ def body_part(header: Header) -> str:
 
 
 def contrast(header: Header) -> str:
-    """Return the contrast: as stated, else from the timing, else from the names."""
+    """Return the contrast: as stated, else from the timing, else from the names.
+
+    An angiogram has the timing of a T1-weighted series and shows something else.
+    """
+    if text(header, "AngioFlag").upper() == "Y":
+        return UNKNOWN
     stated = STATED_CONTRASTS.get(text(header, "AcquisitionContrast").upper(), "")
     flavour = ""
     if storage(header) == "Enhanced MR":  # value 3 is the image flavour (PS3.3 C.8.16.1)
@@ -266,7 +273,9 @@ def mixed(images: Sequence[Header]) -> str:
 def derived(header: Header) -> str:
     """Return the ImageType that says that the image was not acquired."""
     values = texts(header, "ImageType")
-    return f"ImageType {'/'.join(values)}" if values[:1] == ["DERIVED"] else ""
+    if values[:1] == ["DERIVED"] or not PROJECTIONS.isdisjoint(values):
+        return f"ImageType {'/'.join(values)}"
+    return "SyntheticData YES" if text(header, "SyntheticData").upper() == "YES" else ""
 
 
 def localizer(header: Header) -> str:
@@ -295,6 +304,17 @@ def colour(header: Header) -> str:
     """Return the photometric interpretation of images with several samples a pixel."""
     samples = number(header.get("SamplesPerPixel")) or 1
     return text(header, "PhotometricInterpretation") or "colour" if samples > 1 else ""
+
+
+def unusual(header: Header) -> str:
+    """Return what the engine's reader does not take: it would end as a failed job."""
+    photometric = text(header, "PhotometricInterpretation")
+    frames, bits = number(header.get("NumberOfFrames")), number(header.get("BitsAllocated"))
+    if storage(header) == "MR" and frames is not None and frames > 1:
+        return f"{frames:g} frames in a classic image"
+    if photometric not in ("", "MONOCHROME2") and not colour(header):
+        return photometric
+    return f"{bits:g} bits" if bits is not None and bits > 16 else ""
 
 
 def diffusion(images: Sequence[Header]) -> str:

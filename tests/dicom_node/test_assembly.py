@@ -48,6 +48,7 @@ def test_a_rule_that_skips_wins_over_a_hole():
     [
         [*stack(range(20)), slice_at(3, 99)],
         [*stack(range(20)), slice_at(3, 99, PixelSpacing=None)],
+        stack(range(20), FrameOfReferenceUID=None),
     ],
 )
 def test_an_eligible_series_that_is_no_stack_is_held_not_lost(slices):
@@ -107,9 +108,9 @@ REAL = [
     ("p30", "any", "skip", "the modality is SR, not MR"),
     ("p31", "any", "skip", "4 images at every position, which differ in TemporalPosition"),
     ("p32", "default", "skip", "only 8 slices"),
-    ("p32", "any", "enqueue", "Complete with 8 slices"),
+    ("p32", "any", "hold", "FrameOfReferenceUID is missing"),
     ("p33", "default", "skip", "only 4 slices"),
-    ("p33", "any", "enqueue", "Complete with 4 slices"),
+    ("p33", "any", "hold", "FrameOfReferenceUID is missing"),
     ("p34", "default", "skip", "no single stack: they lie in 2 orientations"),
     ("p34", "any", "skip", "no single stack: they lie in 2 orientations"),
     ("p35", "default", "skip", "the field strength is 3 T"),

@@ -72,19 +72,20 @@ def test_every_reader_sees_the_derived_series_in_the_place_of_the_source(
 
 
 @pytest.mark.parametrize(
-    ("name", "readers", "agreed_mm"),
+    ("name", "readers"),
     [
-        ("p01", list(READERS), AGREED_MM),
-        ("p02", ["dcm2niix"], 0.15),  # its positions are rounded to 0.1 mm
-        ("p03", list(READERS), AGREED_MM),
-        ("p04", ["dcm2niix"], AGREED_MM),  # the others read a folder of classic images
-        ("p06", list(READERS), AGREED_MM),
+        ("p01", list(READERS)),
+        # Positions rounded to 0.1 mm: dcm2niix takes the first distance for all, highdicom none.
+        ("p02", ["SimpleITK"]),
+        ("p03", list(READERS)),
+        ("p04", ["dcm2niix"]),  # the others read a folder of classic images
+        ("p06", ["SimpleITK", "highdicom"]),  # Debian's dcm2niix decodes no fragments
     ],
 )
-def test_the_same_of_real_series(name, readers, agreed_mm, programs, shared_series, tmp_path):
+def test_the_same_of_real_series(name, readers, programs, shared_series, tmp_path):
     source = read_series([shared_series(name)])
     phantoms.derive(source, tmp_path / "out", volume=phantoms.finer(source, (2, 1, 1)))
 
     apart = agreement_mm(shared_series(name), tmp_path / "out", tmp_path, readers)
 
-    assert max(apart.values()) < agreed_mm, apart
+    assert max(apart.values()) < AGREED_MM, apart

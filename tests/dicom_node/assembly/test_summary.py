@@ -87,6 +87,12 @@ def test_the_field_strength_is_in_tesla_and_may_be_absent(stated, tesla):
         ({"ImageType": ["DERIVED", "PRIMARY", "MPR"]}, "ImageType DERIVED/PRIMARY/MPR"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "in colour (RGB)"),
         ({"DiffusionBValue": 1000.0}, "b value 1000"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "PROJECTION IMAGE"]}, "derived, not acquired"),
+        ({"SyntheticData": "YES"}, "derived, not acquired (SyntheticData YES)"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "expects of MR (MONOCHROME1)"),
+        ({"NumberOfFrames": 3}, "expects of MR (3 frames in a classic image)"),
+        ({"BitsAllocated": 32}, "expects of MR (32 bits)"),
+        ({"AngioFlag": "Y"}, "contrast is unknown, not T1"),
         ({"AcquisitionContrast": "DIFFUSION"}, "AcquisitionContrast DIFFUSION"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "DIFFUSION"]}, "ImageType DIFFUSION"),
         (

@@ -154,7 +154,7 @@ def test_what_dcmtk_has_compressed_gives_the_same_derived_files(syntax, plain, t
     "syntax", [HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K], ids=lambda uid: uid.keyword
 )
 def test_high_throughput_jpeg_2000_is_decoded(syntax, tmp_path):
-    paths = phantoms.corner_series(tmp_path, BitsStored=16, HighBit=15).paths
+    paths = phantoms.corner_series(tmp_path, BitsStored=16, HighBit=15).paths[:4]
 
     def encode(dataset):
         dataset.PixelData = encapsulate([base64.b64decode(HTJ2K_RIPPLES)])
@@ -181,7 +181,7 @@ def test_slices_of_one_series_may_come_in_different_syntaxes(plain, tmp_path):
 @pytest.mark.parametrize("bits", [12, 16])
 @pytest.mark.parametrize("syntax", [*PYTHON, *DCMTK], ids=lambda uid: uid.keyword)
 def test_signed_values_survive_every_lossless_syntax(syntax, bits, tmp_path):
-    paths = phantoms.corner_series(tmp_path).paths
+    paths = phantoms.corner_series(tmp_path).paths[:4]
     low = -(1 << (bits - 1))
 
     def signed(dataset):
