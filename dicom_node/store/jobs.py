@@ -309,11 +309,18 @@ class JobStore:
             incomplete = row.held_by == HeldBy.COMPLETENESS
             return move(work, job_id, "release", now, incomplete_release=incomplete)
 
-    def requeue(self, job_id: int, now: datetime, destinations: Sequence[str] = ()) -> int:
+    def requeue(
+        self,
+        job_id: int,
+        now: datetime,
+        destinations: Sequence[str] = (),
+        wanted: Mapping[str, Sequence[str]] | None = None,
+    ) -> int:
         """Return the job that is tried again: a new generation once a result was published.
 
-        A published result whose delivery failed is only sent again, as long as it is here. What
-        was forwarded is forwarded again.
+        A published result whose delivery failed is only sent again, as long as it is here, without
+        the companions that a destination does not want any more (`wanted`: the kinds it gets now).
+        What was forwarded is forwarded again.
 
         Raises
         ------
@@ -325,7 +332,7 @@ class JobStore:
         with self._database.transaction() as work:
             row = locked_job(work, job_id)
             if row.state == JobState.DEAD and row.published_at and not gone_results(work, job_id):
-                resend(work, job_id, now)
+                resend(work, job_id, now, wanted or {})
                 return job_id
             if row.generation < 0:
                 raise IllegalTransition(

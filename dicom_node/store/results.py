@@ -142,12 +142,29 @@ def forward(work: Work, job_id: int, destinations: Sequence[str]) -> None:
     create_deliveries(work, job_id, destinations)
 
 
-def resend(work: Work, job_id: int, now: datetime) -> None:
-    """Try the failed deliveries of a published result again."""
+def resend(work: Work, job_id: int, now: datetime, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Try the failed deliveries of a published result again, see `JobStore.requeue`."""
     delivery = schema.delivery
     failed = (delivery.c.job_id == job_id) & (delivery.c.state == "DEAD")
+    query = sa.select(delivery.c.id, delivery.c.destination).where(failed)
+    for row in work.execute(query.order_by(delivery.c.id)).all():
+        if row.destination in wanted:
+            drop_companions(work, job_id, row.id, wanted[row.destination])
     values = {"state": "PENDING", "attempts": 0, "next_try_at": None}
     values |= {"commit_requests": 0, "commit_resends": 0}
     reason = "Waiting to be sent again."
     work.execute(sa.update(delivery).where(failed).values(**values, reason=reason))
     move(work, job_id, "resend", now)
+
+
+def drop_companions(work: Work, job_id: int, delivery_id: int, wanted: Sequence[str]) -> None:
+    """Take out of a delivery the companions that it did not bring and nobody wants any more.
+
+    An archive that refuses a SOP class would fail it again and again; an image always stays.
+    """
+    part, derived = schema.delivery_instance, schema.derived_instance
+    refused = sa.select(derived.c.id).where(
+        derived.c.job_id == job_id, derived.c.kind.contains("+"), derived.c.kind.not_in(wanted)
+    )
+    these = (part.c.delivery_id == delivery_id) & part.c.derived_instance_id.in_(refused)
+    work.execute(sa.delete(part).where(these, part.c.sent_at.is_(None)))

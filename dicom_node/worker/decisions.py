@@ -7,6 +7,7 @@ from datetime import datetime
 from dicom_node.settings import Settings
 from dicom_node.store import Store
 from dicom_node.worker import release
+from dicom_node.worker.outputs import kinds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,9 @@ class Decision:
 
 def requeue_job(settings: Settings, store: Store, job_id: int, now: datetime) -> int:
     """Try a job again; a new generation has another number."""
-    return store.jobs.requeue(job_id, now, settings.destinations())
+    names = settings.destinations()
+    wanted = {name: [kind.name for kind in kinds_of(settings, name)] for name in names}
+    return store.jobs.requeue(job_id, now, names, wanted)
 
 
 def release_job(settings: Settings, store: Store, job_id: int, now: datetime) -> int:

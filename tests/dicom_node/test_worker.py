@@ -14,15 +14,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from dicom_node.errors import GateRefused, IllegalTransition, StoreUnavailable
+from dicom_node.retry import Verdict
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store.audit_export import AuditExport
 from dicom_node.worker import Worker, attempts_dir, release
+from dicom_node.worker.decisions import requeue_job
 from dicom_node.worker.processes import expire_gone_workers, home, is_gone, return_jobs, worker_name
 from dicom_node.worker.watch import Shutdown, Watch
 from sr_engine.errors import GeometryError, WeightsError
 from tests import phantoms
-from tests.dicom_node.nodes import PACS, copying_engine, queued_node
-from tests.rigs import SOURCE
+from tests.dicom_node.nodes import ANY_MR, PACS, copying_engine, queued_node
+from tests.rigs import SOURCE, rig_settings
 
 FAST = {"lease_s": 1.0, "heartbeat_s": 0.1}
 
@@ -470,3 +472,29 @@ def test_the_audit_trail_counts_what_a_destination_gets(two_forms):
         "research": {"1.2.840.10008.5.1.4.1.1.4.1": 1},
         "nobody": {},
     }
+
+
+def test_a_companion_that_is_switched_off_is_not_sent_again(tmp_path):
+    report = {"companions": ["report"]}
+    node = queued_node(tmp_path, engine=FAST, peers=[SOURCE, PACS | report])
+    work(node, copying_engine())
+    now = datetime.now(UTC)
+    [task] = node.store.deliveries.due(now)
+    for one in task.instances[:-1]:
+        node.store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
+    node.store.deliveries.finish(task.delivery_id, Verdict.PERMANENT, "no such SOP class", now)
+    assert node.job.state is JobState.DEAD
+
+    requeue_job(node.settings, node.store, node.job.id, now)
+    [again] = node.store.deliveries.due(now)
+    assert [one.sop_uid for one in again.instances] == [task.instances[-1].sop_uid]
+
+    node.store.deliveries.finish(task.delivery_id, Verdict.PERMANENT, "no such SOP class", now)
+    without = rig_settings(tmp_path / "state", peers=[SOURCE, PACS], rules=[ANY_MR])
+    requeue_job(without, node.store, node.job.id, now)
+    [again] = node.store.deliveries.due(now)
+    assert again.instances == ()
+
+    node.store.deliveries.finish(task.delivery_id, Verdict.SENT, "there", now)
+    assert node.job.state is JobState.DELIVERED
+    node.store.close()
