@@ -102,7 +102,7 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     if len(series) > 1:
         raise UnsupportedInput(f"the input holds {len(series)} series: {', '.join(series[:3])}")
     for keyword in PERSON:
-        if len({text(dataset, keyword) for dataset in datasets}) > 1:
+        if len({as_read(dataset, keyword) for dataset in datasets}) > 1:
             raise UnsupportedInput(f"the images of series {series[0]} have more than one {keyword}")
     if len({_is_enhanced(dataset) for dataset in datasets}) > 1:
         raise UnsupportedInput(f"series {series[0]} mixes classic and Enhanced MR instances")
@@ -110,6 +110,12 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     twice = sorted({uid for uid in uids if uids.count(uid) > 1})
     if twice:
         raise HeaderError(f"SOPInstanceUID {twice[0]} occurs in more than one file")
+
+
+def as_read(dataset: Dataset, keyword: str) -> bytes:
+    """Return a value as it stands in the file: decoded once, its bytes would be gone."""
+    value = dataset.get_item(keyword).value if keyword in dataset else None
+    return value.strip(b" \0") if isinstance(value, bytes) else str(value or "").encode()
 
 
 def _is_enhanced(dataset: Dataset) -> bool:
