@@ -107,7 +107,7 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
     if len(series) > 1:
         raise UnsupportedInput(f"the input holds {len(series)} series: {', '.join(series[:3])}")
     for keyword in PERSON:
-        if len({_as_written(dataset, keyword) for dataset in datasets}) > 1:
+        if len({as_read(dataset, keyword) for dataset in datasets}) > 1:
             raise UnsupportedInput(f"the images of series {series[0]} have more than one {keyword}")
     if len({_is_enhanced(dataset) for dataset in datasets}) > 1:
         raise UnsupportedInput(f"series {series[0]} mixes classic and Enhanced MR instances")
@@ -117,11 +117,10 @@ def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
         raise HeaderError(f"SOPInstanceUID {twice[0]} occurs in more than one file")
 
 
-def _as_written(dataset: Dataset, keyword: str) -> str:
-    """Return the value without decoding it: a name in a wrong character set is copied as it is."""
-    value = getattr(dataset.get_item(keyword), "value", None) or ""
-    plain = value.decode("latin-1") if isinstance(value, bytes) else str(value)
-    return plain.rstrip(" \0")
+def as_read(dataset: Dataset, keyword: str) -> bytes:
+    """Return a value as it stands in the file: decoded once, its bytes would be gone."""
+    value = dataset.get_item(keyword).value if keyword in dataset else None
+    return value.strip(b" \0") if isinstance(value, bytes) else str(value or "").encode()
 
 
 def _is_enhanced(dataset: Dataset) -> bool:
