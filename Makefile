@@ -84,6 +84,10 @@ bench: .venv/test.stamp ## a whole head by stage on this machine, beside a plain
 bench-send: system-packages .venv/test.stamp ## our sender beside dcmtk's storescu, to storescp and Orthanc
 	$(BIN)/python -m benchmarks.send
 
+.PHONY: soak-send
+soak-send: system-packages .venv/test.stamp ## 100 series of 192 over 1, 4 and 8 associations on busy cores: nothing lost?
+	$(BIN)/python -m benchmarks.send_soak
+
 .PHONY: bench-receive
 bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
 	$(BIN)/python -m benchmarks.receive --quick

@@ -27,7 +27,7 @@ from dicom_node.store import DeliveryTask, Outstanding, Store
 from dicom_node.together import Behind
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
-MOST_AHEAD = 4  # instances of an association that were answered and are not on record yet
+MOST_AHEAD = 16  # instances of an association that were answered and are not on record yet
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()

@@ -102,10 +102,10 @@ class Association:
         number = self._numbers[context]
         with self._aborting():
             message_id = self._next_id()
-            self._send(self._command(dimse.store_request(context[0], sop_uid, message_id), number))
+            command = self._command(dimse.store_request(context[0], sop_uid, message_id), number)
             if self._window is None:
                 self._window = Window(self._longest_pdu)
-            for pdus in self._window.pdus(file, at, size, number):
+            for pdus in self._window.pdus(command, file, at, size, number):
                 self._send(pdus)
             in_flight_s = min(size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
             return self._response(dimse.C_STORE_RQ, message_id, self._limit_s.reply_s + in_flight_s)

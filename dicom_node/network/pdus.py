@@ -18,6 +18,7 @@ HEADERS_BYTES = HEADER_BYTES + PDV_HEADER_BYTES  # of a PDU with one PDV
 LONGEST_OF_OURS = 2**17  # even where a peer would take more
 WINDOW_BYTES = 2**18  # of a data set, read and sent at once
 MOST_GAPS = 1024  # IOV_MAX of Linux
+LEAD_BYTES = 4096  # for the PDUs of a command, before those of its data set
 
 _headers = struct.Struct(">BxLLBB")
 
@@ -51,15 +52,21 @@ class Window:
         self._step = max(2, (longest - PDV_HEADER_BYTES) // 2 * 2)  # dcmtk takes no odd lengths
         self._pitch = HEADERS_BYTES + self._step
         count = min(max(1, WINDOW_BYTES // self._pitch), MOST_GAPS)
-        self._memory = memoryview(bytearray(count * self._pitch))
-        starts = range(HEADERS_BYTES, len(self._memory), self._pitch)
+        self._memory = memoryview(bytearray(LEAD_BYTES + count * self._pitch))
+        starts = range(LEAD_BYTES + HEADERS_BYTES, len(self._memory), self._pitch)
         self._gaps = [self._memory[at : at + self._step] for at in starts]
         self._number = -1
 
-    def pdus(self, file: int, at: int, size: int, number: int) -> Iterator[memoryview]:
-        """Yield `size` bytes of an open file as PDUs of the presentation context `number`.
+    def pdus(self, lead: bytes, file: int, at: int, size: int, number: int) -> Iterator[memoryview]:
+        """Yield `lead`, then `size` bytes of an open file as PDUs of the context `number`.
 
         What was yielded is written over when the next is asked for.
+
+        Parameters
+        ----------
+        lead : at most LEAD_BYTES
+            The PDUs of the command. They go with the first of the data set: a peer that is woken
+            for the command alone takes the processor away from who sends.
 
         Raises
         ------
@@ -67,6 +74,8 @@ class Window:
             If the file cannot be read, or ends before that.
         """
         self._stamp(number)
+        begin = LEAD_BYTES - len(lead)
+        self._memory[begin:LEAD_BYTES] = lead
         while size:
             count = min(len(self._gaps), -(-size // self._step))
             part = min(size, count * self._step)
@@ -77,7 +86,8 @@ class Window:
             at, size = at + part, size - part
             if not size:
                 self._write_headers(count - 1, in_last, LAST)
-            yield self._memory[: part + count * HEADERS_BYTES]
+            yield self._memory[begin : LEAD_BYTES + part + count * HEADERS_BYTES]
+            begin = LEAD_BYTES
             if not size:
                 self._write_headers(count - 1, self._step, 0)
 
@@ -88,7 +98,7 @@ class Window:
                 self._write_headers(place, self._step, 0)
 
     def _write_headers(self, place: int, length: int, control: int) -> None:
-        at, number = place * self._pitch, self._number
+        at, number = LEAD_BYTES + place * self._pitch, self._number
         _headers.pack_into(
             self._memory, at, P_DATA_TF, length + PDV_HEADER_BYTES, length + 2, number, control
         )

@@ -89,7 +89,7 @@ class DeliveryStore:
         """Keep what was said to many instances, all in one transaction; return what failed."""
         try:
             with self._database.transaction() as work:
-                return [record_one(work, said) for said in batch]
+                return record_said(work, batch)
         except StoreUnavailable as error:
             return [error] * len(batch)
 
@@ -199,18 +199,32 @@ RECORD = (
 )
 
 
-def record_one(work: Work, said: Said) -> UnknownJob | None:
-    """Keep one answer; return what is wrong with it."""
+def record_said(work: Work, batch: Sequence[Said]) -> list[UnknownJob | None]:
+    """Keep what was said to many instances; return what is wrong with each."""
+    found = work.connection.execute(RECORD, [to_values(said) for said in batch])
+    if found.rowcount == len(batch):
+        return [None] * len(batch)
+    return [unknown(work, delivery_id, instance_id) for delivery_id, instance_id, *_ in batch]
+
+
+def to_values(said: Said) -> dict[str, Any]:
+    """Return the parameters of RECORD."""
     delivery_id, instance_id, status, now = said
     silent = isinstance(status, Fault)
-    values = {
+    return {
         "delivery": delivery_id,
         "instance": instance_id,
         "status": None if silent else status,
-        "fault": status if silent else None,
+        "fault": status.value if isinstance(status, Fault) else None,
         "at": now if STATE_AFTER[classify(status).verdict] == SENT else None,
     }
-    if work.connection.execute(RECORD, values).rowcount == 1:
+
+
+def unknown(work: Work, delivery_id: int, instance_id: int) -> UnknownJob | None:
+    """Return why nothing can be kept about an instance; None if something can."""
+    part = schema.delivery_instance
+    this = (part.c.delivery_id == delivery_id) & (part.c.derived_instance_id == instance_id)
+    if work.execute(sa.select(part).where(this)).first() is not None:
         return None
     return UnknownJob(f"delivery {delivery_id} has no derived instance {instance_id}")
 

@@ -3,10 +3,8 @@
 Two nodes would give back each other's jobs, and take each other's pixel files for lost ones.
 """
 
-import fcntl
 import threading
-from collections.abc import Callable
-from pathlib import Path
+from datetime import UTC
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -38,7 +36,6 @@ class Occupancy:
     def __init__(self, database: Database, look_s: float = LOOK_S) -> None:
         self._database = database
         self._look_s = look_s
-        self._release: Callable[[], None] = lambda: None
         self._connection: sa.Connection | None = None
         self._session: tuple[Any, ...] = ()  # process and start of the session that has the lock
         self._stop = threading.Event()
@@ -55,8 +52,7 @@ class Occupancy:
         StoreUnavailable
             If the database does not answer.
         """
-        if self._database.is_sqlite:
-            self._lock_file()
+        if self._database.is_sqlite:  # a file of the state folder, which has a lock of its own
             return self
         self.look()
         self._thread = threading.Thread(target=self._watch, name="occupancy", daemon=True)
@@ -68,17 +64,6 @@ class Occupancy:
         if self._thread is not None:
             self._thread.join()
         self._leave()
-        self._release()
-
-    def _lock_file(self) -> None:
-        path = Path(f"{self._database.engine.url.database}.lock")
-        lock = path.open("a")
-        self._release = lock.close
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise DatabaseTaken(f"another node is running on {path.with_suffix('')}") from None
 
     def _watch(self) -> None:
         while not self._stop.wait(self._look_s):
@@ -119,9 +104,10 @@ class Occupancy:
         self._leave()
         if holder is None or tuple(holder)[:2] == self._session:
             raise StoreUnavailable("the database is about to let go of our last session")
+        since = holder.backend_start.astimezone(UTC)
         raise DatabaseTaken(
             f"another node is running on this database, from {holder.address or 'this machine'} "
-            f"since {holder.backend_start:%Y-%m-%d %H:%M:%S %Z}; one database belongs to one node"
+            f"since {since:%Y-%m-%d %H:%M:%S} UTC; one database belongs to one node"
         )
 
     def _leave(self) -> None:

@@ -354,7 +354,7 @@ def reopen(work: Work, note_id: int, now: datetime) -> None:
     """Let a note that had come to its end be sent once more."""
     state = locked_job(work, note_id).state
     if state == JobState.DEAD:
-        resend(work, note_id, now)
+        resend(work, note_id, now, wanted={})  # notes have no companions
     elif state == JobState.DELIVERED:
         move(work, note_id, "readdress", now)
 

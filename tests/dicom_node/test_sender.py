@@ -338,7 +338,7 @@ sender.run_once(sender._clock())
 
 
 def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store, tmp_path):
-    publish(store, tmp_path / "a", count=20)
+    publish(store, tmp_path / "a", count=40)
 
     with LoopbackArchive(tmp_path / "archive") as archive:
         settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
@@ -357,9 +357,9 @@ def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store,
         Sender(store, settings, clock=lambda: LATER).run_once(LATER)
         after = Counter(archive.received)
 
-    assert set(after) >= set(before) and len(after) == 20
+    assert set(after) >= set(before) and len(after) == 40
     assert set(after - before) == left
-    assert max(after.values()) <= 2 and sum(after.values()) <= 20 + MOST_AHEAD + 1
+    assert max(after.values()) <= 2 and sum(after.values()) <= 40 + MOST_AHEAD + 1
 
 
 def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, tmp_path):

@@ -18,7 +18,7 @@ from dicom_node.settings import make_settings
 from tests.rigs import SOURCE, destination, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 40.0
+START_S = 120  # on a busy machine
 
 
 def wait_for(condition, seconds=60.0):
@@ -176,14 +176,6 @@ def test_a_second_node_on_the_same_state_folder_is_refused(serving):
     serving().addresses()
 
     assert "another node is running on" in one_line_refusal(serving())
-
-
-def test_a_second_node_on_the_same_database_file_is_refused(serving, tmp_path):
-    database = f"sqlite:///{tmp_path / 'shared.db'}"
-    serving("one", database=database).addresses()
-
-    refusal = one_line_refusal(serving("two", database=database))
-    assert refusal.endswith(f"another node is running on {tmp_path / 'shared.db'}")
 
 
 def test_a_second_node_on_the_same_server_is_refused_until_the_first_is_killed(serving, postgresql):

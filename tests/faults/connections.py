@@ -6,7 +6,7 @@ A node in a process of its own gets junk, health checks, half-open, stalled, dri
 rejected connections from a few threads, most from an address that it knows and some from one that
 it does not; hundreds are kept open at any time. Meanwhile one instance after another is sent, as a
 scanner does. Printed are the counts, the slowest of these sends, and the node's memory, threads and
-open files before, at most, and after.
+sockets before, at most, and after.
 """
 
 import argparse
@@ -92,6 +92,11 @@ class ServingNode:
         """Return how many file descriptors the node has."""
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
+    def open_sockets(self) -> int:
+        """Return how many of them are sockets; a pool of database connections keeps files open."""
+        folder = Path(f"/proc/{self._process.pid}/fd")
+        return sum(is_socket(descriptor) for descriptor in folder.iterdir())
+
     def __enter__(self) -> Self:
         return self
 
@@ -104,6 +109,14 @@ class ServingNode:
             self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def is_socket(descriptor: Path) -> bool:
+    """Return whether a link below /proc/PID/fd leads to a socket."""
+    try:
+        return os.readlink(descriptor).startswith("socket:")
+    except FileNotFoundError:  # closed meanwhile
+        return False
 
 
 @dataclass
@@ -120,7 +133,7 @@ class Tally:
     rss_peak_mb: float = 0.0
     rss_after_mb: float = 0.0
     threads: tuple[int, int, int] = (0, 0, 0)  # before, at most, after
-    files: tuple[int, int, int] = (0, 0, 0)
+    sockets: tuple[int, int, int] = (0, 0, 0)
     log_lines: int = 0
 
     @property
@@ -132,7 +145,7 @@ class Tally:
             and self.slowest_send_s < 5
             and self.rss_peak_mb - self.rss_before_mb < 20
             and self.threads[2] <= self.threads[0]
-            and self.files[2] <= self.files[0]
+            and self.sockets[2] <= self.sockets[0]
         )
 
 
@@ -155,11 +168,11 @@ class Scanner:
         self._tally.slowest_send_s = max(self._tally.slowest_send_s, took_s)
 
 
-def settle(node: ServingNode, threads: int, files: int, seconds: float = 30.0) -> None:
+def settle(node: ServingNode, threads: int, sockets: int, seconds: float = 30.0) -> None:
     """Wait until the node has let go of everything, for a while."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if node.status("Threads") <= threads and node.open_files() <= files:
+        if node.status("Threads") <= threads and node.open_sockets() <= sockets:
             return
         time.sleep(0.2)
 
@@ -173,22 +186,22 @@ def run(folder: Path, count: int, seed: int) -> Tally:
             scanner.send()
         time.sleep(1.0)
         scanner._tally = tally
-        threads, files, rss = node.status("Threads"), node.open_files(), node.status("VmRSS")
-        peaks = [threads, files, rss]
+        threads, sockets, rss = node.status("Threads"), node.open_sockets(), node.status("VmRSS")
+        peaks = [threads, sockets, rss]
         flood = Flood(node.port, count, seed)
         started = time.monotonic()
         flood.start()
         while flood.running:
             scanner.send()
-            now = (node.status("Threads"), node.open_files(), node.status("VmRSS"))
+            now = (node.status("Threads"), node.open_sockets(), node.status("VmRSS"))
             peaks = [max(pair) for pair in zip(peaks, now, strict=True)]
             time.sleep(SEND_EVERY_S)
         flood.stop()
         tally.seconds = round(time.monotonic() - started, 1)
         tally.kinds = flood.kinds
-        settle(node, threads, files)
+        settle(node, threads, sockets)
         tally.threads = (threads, peaks[0], node.status("Threads"))
-        tally.files = (files, peaks[1], node.open_files())
+        tally.sockets = (sockets, peaks[1], node.open_sockets())
         tally.rss_before_mb, tally.rss_peak_mb, tally.rss_after_mb = (
             round(kb / 1024, 1) for kb in (rss, peaks[2], node.status("VmRSS"))
         )

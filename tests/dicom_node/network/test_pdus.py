@@ -31,8 +31,10 @@ def test_data_set_comes_out_as_it_went_in(tmp_path, longest, size):
     window = Window(longest)
     with path.open("rb") as file:
         for number in (5, 7, 7):  # the memory is used again
-            stream = b"".join([bytes(pdus) for pdus in window.pdus(file.fileno(), 4, size, number)])
-            found = fragments(stream)
+            pdus = window.pdus(b"lead", file.fileno(), 4, size, number)
+            stream = b"".join([bytes(some) for some in pdus])
+            assert stream[:4] == b"lead"
+            found = fragments(stream[4:])
             assert b"".join(data for *_, data in found) == data
             assert [control for _, _, control, _ in found] == [0] * (len(found) - 1) + [LAST]
             assert {each for _, each, _, _ in found} == {number}
@@ -44,7 +46,7 @@ def test_file_that_ends_too_early_is_noticed(tmp_path):
     path = tmp_path / "one"
     path.write_bytes(bytes(100))
     with path.open("rb") as file, pytest.raises(OSError, match="ends before its end"):
-        list(Window(0).pdus(file.fileno(), 0, 101, 1))
+        list(Window(0).pdus(b"", file.fileno(), 0, 101, 1))
 
 
 @pytest.mark.parametrize("longest", [0, 1, 10, 16384])
