@@ -19,7 +19,7 @@ LEVELS = {
         ("demo",),
         ("service",),
         ("web", "housekeeping"),
-        ("worker", "sender"),
+        ("worker", "sender", "pull"),
         ("release_gate", "retention"),
         ("gate_rules",),
         ("gate_geometry",),

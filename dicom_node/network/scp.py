@@ -22,7 +22,6 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -30,11 +29,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node import telemetry
-from dicom_node.errors import InstanceRejected
-from dicom_node.intake import Incoming, take_in
 from dicom_node.network.commitment import Reports, context
 from dicom_node.network.commitment_scp import CommitmentScp
-from dicom_node.network.dimse import one_line
+from dicom_node.network.keeping import NO_SUCH_OPERATION, arrived_in, as_dataset, keep
 from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import Offer
 from dicom_node.network.peers import Admission
@@ -62,7 +59,6 @@ TRANSFER_SYNTAXES = (
     JPEGExtended12Bit,
     JPEGBaseline8Bit,
 )
-NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
 
 log = telemetry.get_logger()
 
@@ -155,34 +151,15 @@ class NodeScp:
 
     def _store_one(self, peer: PeerSettings, arrived: Arrived) -> Answer:
         """Return 0x0000 when the instance is durable, else why not."""
-        if "source" not in peer.roles:
-            log.warning("instance.unauthorised", peer=peer.name)
-            return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
-        incoming = Incoming(
-            encoded=arrived.encoded,
-            transfer_syntax=arrived.transfer_syntax,
-            calling_ae=peer.ae_title,
-            sop_class=arrived.sop_class,
-            sop_uid=arrived.sop_uid,
-        )
-        try:
-            return Answer(status=take_in(incoming, self._files, self._store, self._clock()).status)
-        except InstanceRejected as error:
-            return Answer(status=error.status, comment=str(error))
+        return keep(peer, arrived, self._files, self._store, self._clock())
 
     def _on_store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE on an association that pynetdicom serves."""
-        request = event.request
-        if not isinstance(request, C_STORE):  # of a storage class, but another command
+        arrived = arrived_in(event)
+        if arrived is None:  # of a storage class, but another command
             comment = "C-STORE is the only operation here"
-            return _as_dataset(Answer(status=NO_SUCH_OPERATION, comment=comment))
-        arrived = Arrived(
-            sop_class=str(request.AffectedSOPClassUID),
-            sop_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax=str(event.context.transfer_syntax),
-            encoded=request.DataSet.getvalue() if request.DataSet else b"",
-        )
-        return _as_dataset(self._store_one(self._peers[event.assoc], arrived))
+            return as_dataset(Answer(status=NO_SUCH_OPERATION, comment=comment))
+        return as_dataset(self._store_one(self._peers[event.assoc], arrived))
 
     def _on_action(self, event: Event) -> tuple[int, None]:
         """Return 0x0000 when the request for storage commitment is on record."""
@@ -226,13 +203,3 @@ def _offer(ae: AE) -> Offer:
         implementation_uid=ae.implementation_class_uid,
         implementation_version=ae.implementation_version_name or "",
     )
-
-
-def _as_dataset(answer: Answer) -> int | Dataset:
-    """Return the answer as pynetdicom wants it."""
-    if not answer.comment:
-        return answer.status
-    dataset = Dataset()
-    dataset.Status = answer.status
-    dataset.ErrorComment = one_line(answer.comment)
-    return dataset

@@ -341,6 +341,7 @@ def associate(
         list(contexts),
         peer.ae_title,
         evt_handlers=[*bound, *handlers],
+        ext_neg=list(roles),
         tls_args=_tls_args(peer, timeouts.tls),
     )
     if association.is_established:

@@ -26,6 +26,7 @@ from dicom_node.settings.sections import (
     LimitSettings,
     NodeSettings,
     PeerSettings,
+    PullSettings,
     RetentionSettings,
     RuleSettings,
     Section,
@@ -45,6 +46,7 @@ __all__ = [
     "LimitSettings",
     "NodeSettings",
     "PeerSettings",
+    "PullSettings",
     "RetentionSettings",
     "RuleSettings",
     "Section",
@@ -74,6 +76,7 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     sending: SendingSettings = SendingSettings()
     commitment: CommitmentSettings = CommitmentSettings()
+    pull: PullSettings = PullSettings()
     audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = tuple(RuleSettings(**rule) for rule in DEFAULT_RULES)

@@ -1,6 +1,7 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -17,6 +18,7 @@ from dicom_node.store.arrivals import (
     NewInstance,
     Recorded,
     find,
+    find_all,
     instance_rows,
     record_all,
     to_row,
@@ -24,6 +26,7 @@ from dicom_node.store.arrivals import (
 from dicom_node.store.database import Database
 from dicom_node.together import Together
 
+AT_ONCE = 500  # UIDs of one query
 LEDGER_PARTS = {
     JobState.RECEIVING: "in_flight",
     JobState.QUEUED: "in_flight",
@@ -92,6 +95,15 @@ class SeriesStore:
         """Return the stored instance `sop_uid`, or None when it was never received."""
         with self._database.reading() as connection:
             return find(connection, sop_uid)
+
+    def here(self, sop_uids: Sequence[str]) -> set[str]:
+        """Return those of the instances whose files are kept here."""
+        found: set[str] = set()
+        with self._database.reading() as connection:
+            for first in range(0, len(sop_uids), AT_ONCE):
+                known = find_all(connection, sop_uids[first : first + AT_ONCE])
+                found |= {uid for uid, row in known.items() if row.removal_id is None}
+        return found
 
     def instances(self, series_id: int) -> list[InstanceRow]:
         """Return the instances of a series in the order of their arrival."""

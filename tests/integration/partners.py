@@ -131,6 +131,37 @@ class Orthanc:
         return paths
 
 
+class Dcmqrscp:
+    """dcmtk's image archive, which knows the node by its AE title, or not."""
+
+    def __init__(self, folder: Path, node_port: int | None) -> None:
+        self.folder, self.port, self.ae_title = folder, free_port(), "QRSCP"
+        (folder / "db").mkdir(parents=True)
+        host = f"node = (SRNODE, 127.0.0.1, {node_port})\n" if node_port else ""
+        self.config = folder / "dcmqrscp.cfg"
+        self.config.write_text(
+            f"NetworkTCPPort = {self.port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
+            f"HostTable BEGIN\n{host}HostTable END\n"
+            "VendorTable BEGIN\nVendorTable END\n"
+            f"AETable BEGIN\n{self.ae_title} {folder / 'db'} RW (200, 1024mb) ANY\nAETable END\n"
+        )
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> "Dcmqrscp":
+        """Start it and wait until it listens."""
+        log = (self.folder / "dcmqrscp.log").open("ab")
+        command = [find_program("dcmqrscp"), "-v", "-c", str(self.config)]
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+        wait_for("dcmqrscp listens", lambda: listens(self.port), 30)
+        return self
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+
+
 class Node:
     """`dicom-node serve` with a state directory of its own."""
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
+from pynetdicom.presentation import build_role
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from dicom_node.content import split_file
@@ -338,3 +339,23 @@ def test_without_the_cure_lost_replies_are_resumed(items, monkeypatch):
 
     with pacs() as peer:
         assert faults(send(items, peer, "SRNODE")) == [0] * 4
+
+
+def test_roles_that_are_asked_for_are_negotiated():
+    ae = AE(ae_title="PACS")
+    ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+    server = transport.listen(ae, ("127.0.0.1", 0), [])
+    try:
+        association = scu.associate(
+            destination(server.server_address[1], "PACS"),
+            "SRNODE",
+            [scu.build_context(MRImageStorage)],
+            HASTY,
+            roles=[build_role(MRImageStorage, scp_role=True)],
+        )
+        [context] = association.accepted_contexts
+        scu.part(association)
+    finally:
+        transport.close(server, 0.0)
+
+    assert (context.as_scu, context.as_scp) == (False, True)

@@ -1,0 +1,63 @@
+"""A C-STORE of a known peer, on whatever association it comes: kept, then answered."""
+
+from datetime import datetime
+
+from pydicom import Dataset
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import Event
+
+from dicom_node import telemetry
+from dicom_node.errors import InstanceRejected
+from dicom_node.intake import Incoming, take_in
+from dicom_node.network.dimse import one_line
+from dicom_node.network.storage import Answer, Arrived
+from dicom_node.pixel_files import PixelFiles
+from dicom_node.settings import PeerSettings
+from dicom_node.store import Store
+
+NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
+
+log = telemetry.get_logger()
+
+
+def keep(
+    peer: PeerSettings, arrived: Arrived, files: PixelFiles, store: Store, now: datetime
+) -> Answer:
+    """Return 0x0000 when the instance is durable, else why not."""
+    if "source" not in peer.roles:
+        log.warning("instance.unauthorised", peer=peer.name)
+        return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
+    incoming = Incoming(
+        encoded=arrived.encoded,
+        transfer_syntax=arrived.transfer_syntax,
+        calling_ae=peer.calling,
+        sop_class=arrived.sop_class,
+        sop_uid=arrived.sop_uid,
+    )
+    try:
+        return Answer(status=take_in(incoming, files, store, now).status)
+    except InstanceRejected as error:
+        return Answer(status=error.status, comment=str(error))
+
+
+def arrived_in(event: Event) -> Arrived | None:
+    """Return what a C-STORE brought on an association of pynetdicom; None for another command."""
+    request = event.request
+    if not isinstance(request, C_STORE):
+        return None
+    return Arrived(
+        sop_class=str(request.AffectedSOPClassUID),
+        sop_uid=str(request.AffectedSOPInstanceUID),
+        transfer_syntax=str(event.context.transfer_syntax),
+        encoded=request.DataSet.getvalue() if request.DataSet else b"",
+    )
+
+
+def as_dataset(answer: Answer) -> int | Dataset:
+    """Return the answer as pynetdicom wants it."""
+    if not answer.comment:
+        return answer.status
+    dataset = Dataset()
+    dataset.Status = answer.status
+    dataset.ErrorComment = one_line(answer.comment)
+    return dataset
