@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from dicom_node.errors import NodeError
-from dicom_node.network import retrieve, scu
+from dicom_node.intake import SUCCESS
+from dicom_node.network import dicomweb, retrieve, scu
 from dicom_node.network.found import Counts, FoundSeries, Retrieved
-from dicom_node.network.keeping import keep
+from dicom_node.network.http import connected
+from dicom_node.network.keeping import Accepted, keep, keep_file
 from dicom_node.network.query import Query
 from dicom_node.network.scp import TRANSFER_SYNTAXES, NodeScp
 from dicom_node.network.tls import credentials
@@ -125,6 +127,66 @@ class DimseWay:
         )
 
 
+class WebWay:
+    """QIDO-RS and WADO-RS."""
+
+    def __init__(
+        self, peer: PeerSettings, settings: Settings, store: Store, files: PixelFiles
+    ) -> None:
+        self._peer, self._store = peer, store
+        self._most_bytes = settings.limits.message_bytes
+        self._limits = scu.Timeouts(reply_s=settings.pull.timeout_s)
+        self._accepted = Accepted(
+            classes=settings.node.storage_classes, syntaxes=TRANSFER_SYNTAXES, files=files
+        )
+
+    def find(self, wanted: Wanted) -> list[FoundSeries]:
+        """Return the series that the server shows, their instances named."""
+        peer = self._peer
+        with connected(peer, self._limits) as client:
+            if wanted.accession:
+                uids = dicomweb.studies(client, peer, wanted.accession)
+                found = [
+                    one for uid in uids for one in dicomweb.series(client, peer, study_uid=uid)
+                ]
+            else:
+                keys = {"study_uid": wanted.study_uid, "series_uid": wanted.series_uid}
+                found = dicomweb.series(client, peer, **keys)
+            return [
+                replace(
+                    one,
+                    instances=tuple(
+                        dicomweb.instances(client, peer, one.study_uid, one.series_uid)
+                    ),
+                )
+                for one in found
+            ]
+
+    def fetch(
+        self, found: FoundSeries, only: Sequence[str], tell: Callable[[Counts], None]
+    ) -> Retrieved:
+        """Fetch the whole series in one answer, or instance by instance."""
+        counts, trouble = Counts(remaining=len(only) or len(found.instances)), ""
+        whole = dicomweb.series_url(self._peer, found.study_uid, found.series_uid)
+        urls = [f"{whole}/instances/{uid}" for uid in only] or [whole]
+        with connected(self._peer, self._limits) as client:
+            for url in urls:
+                for file in dicomweb.files_at(client, url, self._most_bytes):
+                    answer = keep_file(
+                        self._peer, file, self._accepted, self._store, datetime.now(UTC)
+                    )
+                    good = answer.status == SUCCESS
+                    trouble = trouble or answer.comment
+                    counts = added(
+                        counts,
+                        Counts(
+                            completed=good, failed=not good, remaining=max(0, counts.remaining - 1)
+                        ),
+                    )
+                    tell(counts)
+        return Retrieved(counts=counts, trouble=trouble)
+
+
 @contextmanager
 def listening(settings: Settings, store: Store, files: PixelFiles) -> Iterator[None]:
     """Receive what a C-MOVE brings, unless the running node does that already."""
@@ -202,7 +264,6 @@ class Puller:
         done, total, trouble = Counts(), len(found.instances), ""
         tell(len(here), total)
         for only in self.pace.batches(lacking, whole=not here) if lacking else ():
-            before = done
 
             def tell_more(now: Counts, at: int = len(here) + came(done)) -> None:
                 tell(min(total, at + came(now)), total)
@@ -212,8 +273,8 @@ class Puller:
             except scu.AssociationFault as fault:
                 trouble = said(fault)
                 break
-            done, trouble = added(before, ended.counts), ended.trouble
-            if trouble:
+            done, trouble = added(done, ended.counts), ended.trouble or trouble
+            if trouble and not came(ended.counts):
                 break
             time.sleep(self.pace.wait_s(len(only) or len(lacking)))
         missing = self._still_missing(lacking, wait=not trouble and not done.failed)
@@ -283,6 +344,8 @@ def way_to(peer: PeerSettings, settings: Settings, store: Store, files: PixelFil
     """
     if "source" not in peer.roles:
         raise PullRefused(f"{peer.name} is configured as no source: give it the role to pull")
+    if peer.is_web:
+        return WebWay(peer, settings, store, files)
     if not peer.host:
         raise PullRefused(f"{peer.name} has no host in the configuration")
     return DimseWay(peer, settings, store, files)

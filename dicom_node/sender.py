@@ -12,16 +12,24 @@ from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
-from dicom_node.network import scu
-from dicom_node.network.commitment import Answer, Reports, Request, ask, new_uid
+from dicom_node.network import dicomweb, scu, stow
+from dicom_node.network.commitment import (
+    NO_SUCH_INSTANCE,
+    Answer,
+    Reports,
+    Request,
+    ask,
+    new_uid,
+)
 from dicom_node.network.query import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.states import JobState
-from dicom_node.store import DeliveryTask, Outstanding, Store
+from dicom_node.store import DeliveryTask, Outstanding, Report, Store
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
+LOOKS = 5  # at what a DICOMweb server shows
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
@@ -156,15 +164,7 @@ class Sender:
             )
             for each in task.instances
         ]
-        for outcome in scu.send(
-            items,
-            peer,
-            self._settings.node.ae_title,
-            timeouts=self._limits(),
-            proceed=lambda: self._may_send() and self._is_wanted(task),
-            # Who can be queried is queried before anything goes out a second time.
-            resumes=0 if peer.query else scu.RESUMES,
-        ):
+        for outcome in self._outcomes(items, task, peer):
             if not isinstance(outcome.fault, Fault):
                 self._store.deliveries.record_status(
                     task.delivery_id, outcome.item.key, outcome.fault, self._clock()
@@ -180,11 +180,42 @@ class Sender:
                 )
             yield outcome
 
+    def _outcomes(
+        self, items: Sequence[scu.Item], task: DeliveryTask, peer: PeerSettings
+    ) -> Iterator[scu.Outcome]:
+        """Yield the outcomes by the peer's protocol."""
+
+        def proceed() -> bool:
+            return self._may_send() and self._is_wanted(task)
+
+        limits = self._limits()
+        if peer.is_web:
+            yield from stow.send(
+                items, peer, timeouts=limits, proceed=proceed, there=lambda: self._there(task, peer)
+            )
+            return
+        title = self._settings.node.ae_title
+        # Who can be queried is queried before anything goes out a second time.
+        resumes = 0 if peer.query else scu.RESUMES
+        yield from scu.send(items, peer, title, timeouts=limits, proceed=proceed, resumes=resumes)
+
+    def _there(self, series: DeliveryTask | Outstanding, peer: PeerSettings) -> set[str]:
+        """Return the instances of a series that the peer says it has.
+
+        Raises
+        ------
+        AssociationFault
+            If it does not say.
+        """
+        uids = series.study_uid, series.series_uid
+        if peer.is_web:
+            return dicomweb.instances_at(peer, *uids, self._limits())
+        return instances_at(peer, self._settings.node.ae_title, *uids, self._limits())
+
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""
-        title = self._settings.node.ae_title
         try:
-            there = instances_at(peer, title, task.study_uid, task.series_uid, self._limits())
+            there = self._there(task, peer)
         except scu.AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task
@@ -214,6 +245,10 @@ class Sender:
                 self._store.commitments.waive(each.delivery_id, self._clock())
             return
         asked = [pair for pair in map(self._request, owed) if pair is not None]
+        if peer.is_web:
+            for request, each in asked:
+                self._look(request, each, peer)
+            return
         if not asked:
             return
         for answer in ask(
@@ -225,6 +260,26 @@ class Sender:
             wait_s=self._settings.commitment.wait_s,
         ):
             self._note_answer(answer, dict(asked)[answer.request], peer)
+
+    def _look(self, request: Request, each: Outstanding, peer: PeerSettings) -> None:
+        """Look whether a DICOMweb server has what it stored: it knows no storage commitment.
+
+        Some show an instance only a while after they have taken it: several looks make a failure.
+        """
+        try:
+            there = self._there(each, peer)
+        except scu.AssociationFault as fault:
+            self._note_answer(Answer(request=request, fault=fault.fault), each, peer)
+            return
+        uids = {one.sop_uid for one in request.instances}
+        lost = uids - there if each.requests % LOOKS == LOOKS - 1 else set()
+        self._reports.take(
+            Report(
+                transaction_uid=request.transaction_uid,
+                committed=frozenset(uids & there),
+                failed=dict.fromkeys(lost, NO_SUCH_INSTANCE),
+            )
+        )
 
     def _request(self, each: Outstanding) -> tuple[Request, Outstanding] | None:
         """Return the request, on record before it leaves; None when it is needless by now."""
@@ -241,7 +296,8 @@ class Sender:
         if meaning.verdict in (Verdict.SENT, Verdict.SENT_WITH_WARNING):
             return
         now = self._clock()
-        reason = f"{_title(peer)}: storage commitment was asked for: {describe(answer.fault)}."
+        what = "it was asked what it has" if peer.is_web else "storage commitment was asked for"
+        reason = f"{peer.address}: {what}: {describe(answer.fault)}."
         again: datetime | None = now + timedelta(seconds=self._backoff_s(requests))
         if meaning.verdict is Verdict.PERMANENT:
             again = None
@@ -294,10 +350,6 @@ class Sender:
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
 
 
-def _title(peer: PeerSettings) -> str:
-    return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
-
-
 def _warned(warnings: Mapping[int, int]) -> str:
     """Return what a destination said about instances that it took all the same."""
     said = [f"{count} with {describe(status)}" for status, count in warnings.items()]
@@ -310,5 +362,5 @@ def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
     comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
     more = f", and {failures - 1} more instances failed" if failures > 1 else ""
     return (
-        f"{_title(peer)}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
+        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
     )

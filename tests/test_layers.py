@@ -28,7 +28,7 @@ LEVELS = {
         ("store",),
         ("examination", "comparison"),
         ("content", "pixel_files", "telemetry"),
-        ("settings", "elements", "together"),
+        ("settings", "elements", "together", "multipart"),
         ("rules", "states", "retry", "bombs"),
         ("errors",),
     ),
@@ -58,6 +58,7 @@ LAZY_DOORS = {"dicom_node.worker", "dicom_node.demo"}  # any engine module, insi
 # Third parties stay in few files.
 CONFINED = {
     "pynetdicom": ("dicom_node.network",),
+    "httpx": ("dicom_node.network",),
     "sqlalchemy": ("dicom_node.store",),
     "alembic": ("dicom_node.store",),
     "apscheduler": ("dicom_node.housekeeping",),

@@ -1,13 +1,17 @@
 """A C-STORE of a known peer, on whatever association it comes: kept, then answered."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 
 from pydicom import Dataset
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
 from dicom_node import telemetry
-from dicom_node.errors import InstanceRejected
+from dicom_node.content import split
+from dicom_node.errors import InstanceRejected, NotAnInstance
 from dicom_node.intake import Incoming, take_in
 from dicom_node.network.dimse import one_line
 from dicom_node.network.storage import Answer, Arrived
@@ -17,7 +21,19 @@ from dicom_node.store import Store
 
 NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
 
+NO_SUCH_CLASS, NO_SUCH_SYNTAX = 0x0122, 0xC122  # PS3.18 table I.2-2
+UID_OF_FILE = "MediaStorageSOPInstanceUID"
+
 log = telemetry.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """What is taken from where nothing is negotiated, and where it is kept."""
+
+    classes: Sequence[str]
+    syntaxes: Sequence[str]
+    files: PixelFiles
 
 
 def keep(
@@ -38,6 +54,31 @@ def keep(
         return Answer(status=take_in(incoming, files, store, now).status)
     except InstanceRejected as error:
         return Answer(status=error.status, comment=str(error))
+
+
+def keep_file(
+    peer: PeerSettings, file: bytes, accepted: Accepted, store: Store, now: datetime
+) -> Answer:
+    """Return what `keep` answers to a DICOM file that came without a negotiation."""
+    try:
+        meta, encoded = split(BytesIO(file))
+        named = [str(meta.get(name, "")) for name in ("MediaStorageSOPClassUID", UID_OF_FILE)]
+        if not all(named):
+            raise NotAnInstance("the file meta information names no instance")
+    except InstanceRejected as error:
+        return Answer(status=error.status, comment=str(error))
+    arrived = Arrived(
+        sop_class=named[0],
+        sop_uid=named[1],
+        transfer_syntax=str(meta.TransferSyntaxUID),
+        encoded=encoded,
+    )
+    if arrived.sop_class not in accepted.classes:
+        return Answer(status=NO_SUCH_CLASS, comment=f"SOP class {arrived.sop_class}")
+    if arrived.transfer_syntax not in accepted.syntaxes:
+        comment = f"transfer syntax {arrived.transfer_syntax}"
+        return Answer(status=NO_SUCH_SYNTAX, comment=comment)
+    return keep(peer, arrived, accepted.files, store, now)
 
 
 def arrived_in(event: Event) -> Arrived | None:

@@ -206,7 +206,7 @@ def send(
     """
     waiting: list[Sendable] = []
     for item in items:
-        found = _sendable(item)
+        found = sendable(item)
         if isinstance(found, Outcome):
             yield found
         else:
@@ -225,7 +225,8 @@ def send(
                 return
 
 
-def _sendable(item: Item) -> Sendable | Outcome:
+def sendable(item: Item) -> Sendable | Outcome:
+    """Return the item with what must be asked for, or why its file cannot be sent."""
     try:
         meta = read_file_meta_info(item.path)
         found = Sendable(

@@ -57,6 +57,8 @@ class Outstanding:
     job_id: int
     destination: str
     requests: int  # made so far, without an answer that settled it
+    study_uid: str
+    series_uid: str
     instances: tuple[Reference, ...]
 
 
@@ -79,11 +81,12 @@ class CommitmentStore:
 
     def due(self, now: datetime) -> list[Outstanding]:
         """Return the sent deliveries to ask about now: never asked, or not answered in time."""
-        job, delivery = schema.job, schema.delivery
+        job, delivery, series = schema.job, schema.delivery, schema.series
         ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
         query = (
-            sa.select(delivery)
+            sa.select(delivery, job.c.derived_series_uid, series.c.series_uid, series.c.study_uid)
             .join(job, job.c.id == delivery.c.job_id)
+            .join(series, series.c.id == job.c.series_id)
             .where(job.c.state == JobState.DERIVED, delivery.c.state == SENT)
             .where(delivery.c.awaits_commitment, ready)
             .order_by(delivery.c.id)
@@ -95,6 +98,8 @@ class CommitmentStore:
                     job_id=row.job_id,
                     destination=row.destination,
                     requests=row.commit_requests,
+                    study_uid=row.study_uid,
+                    series_uid=row.derived_series_uid or row.series_uid,
                     instances=uncommitted(connection, row.id),
                 )
                 for row in connection.execute(query).all()

@@ -51,6 +51,9 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin:/usr/local/bin")
 
 
+PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"  # Debian: orthanc-dicomweb
+
+
 class Orthanc:
     """A real archive with its own folder; knows the node by its AE title."""
 
@@ -72,6 +75,8 @@ class Orthanc:
                     "SyncStorageArea": True,
                     "StableAge": 5,
                     "OverwriteInstances": False,
+                    "Plugins": [PLUGIN] if Path(PLUGIN).is_file() else [],
+                    "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
                     "DicomModalities": {
                         "node": {"AET": "SRNODE", "Host": "127.0.0.1", "Port": node_port}
                     },
@@ -105,6 +110,11 @@ class Orthanc:
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             self.process.wait(20)
+
+    @property
+    def url(self) -> str:
+        """The root of its DICOMweb services."""
+        return f"http://127.0.0.1:{self.http}/dicom-web"
 
     def get(self, path: str) -> Any:
         """Return the JSON of a REST resource."""
