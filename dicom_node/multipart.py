@@ -7,6 +7,7 @@ from email.message import Message
 from dicom_node.errors import NodeError
 
 MOST_HEADER_BYTES = 16384
+MOST_BOUNDARY = 256  # characters: 70 by the book, but Orthanc's have 73
 TYPE = "multipart/related"
 DICOM = "application/dicom"
 
@@ -60,7 +61,7 @@ class Splitter:
         MultipartError
             If it cannot be a boundary.
         """
-        if not 1 <= len(boundary) <= 70 or not boundary.isascii():
+        if not 1 <= len(boundary) <= MOST_BOUNDARY or not boundary.isascii():
             raise MultipartError("the Content-Type has no usable boundary")
         self._delimiter = b"\r\n--" + boundary.encode()
         self._most = most_bytes

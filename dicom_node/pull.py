@@ -172,11 +172,11 @@ class WebWay:
         with connected(self._peer, self._limits) as client:
             for url in urls:
                 for file in dicomweb.files_at(client, url, self._most_bytes):
-                    answer = keep_file(
-                        self._peer, file, self._accepted, self._store, datetime.now(UTC)
+                    kept = keep_file(
+                        file, self._peer.calling, self._accepted, self._store, datetime.now(UTC)
                     )
-                    good = answer.status == SUCCESS
-                    trouble = trouble or answer.comment
+                    good = kept.status == SUCCESS
+                    trouble = trouble or kept.comment
                     counts = added(
                         counts,
                         Counts(

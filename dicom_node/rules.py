@@ -29,6 +29,7 @@ HEADER_KEYS = (
 FRAMES, PRIVATE_CREATORS = "frames", "private_creators"  # the two keys that are no keyword
 OUR_CREATOR = "DICOM-NODE AI-SR"
 OUR_IMAGE_TYPE = "AI_SR"
+RETURN_TO_SENDER = "@sender"  # among the destinations of a rule
 MIN_SLICES = 16
 UNKNOWN = "unknown"
 

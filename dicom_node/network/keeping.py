@@ -22,7 +22,7 @@ from dicom_node.store import Store
 NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
 
 NO_SUCH_CLASS, NO_SUCH_SYNTAX = 0x0122, 0xC122  # PS3.18 table I.2-2
-UID_OF_FILE = "MediaStorageSOPInstanceUID"
+FILE_META = {"sop_class": "MediaStorageSOPClassUID", "sop_uid": "MediaStorageSOPInstanceUID"}
 
 log = telemetry.get_logger()
 
@@ -56,29 +56,55 @@ def keep(
         return Answer(status=error.status, comment=str(error))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What became of a DICOM file; names are empty where it says none."""
+
+    status: int
+    comment: str = ""
+    sop_class: str = ""
+    sop_uid: str = ""
+
+
 def keep_file(
-    peer: PeerSettings, file: bytes, accepted: Accepted, store: Store, now: datetime
-) -> Answer:
-    """Return what `keep` answers to a DICOM file that came without a negotiation."""
+    file: bytes,
+    calling: str,
+    accepted: Accepted,
+    store: Store,
+    now: datetime,
+    *,
+    study_uid: str | None = None,
+) -> Kept:
+    """Return what became of a DICOM file that came without a negotiation.
+
+    Parameters
+    ----------
+    calling
+        From whom it is: the name stands where an AE title stands otherwise.
+    study_uid
+        The study that it must be of; None: any.
+    """
+    names = {"sop_class": "", "sop_uid": ""}
     try:
         meta, encoded = split(BytesIO(file))
-        named = [str(meta.get(name, "")) for name in ("MediaStorageSOPClassUID", UID_OF_FILE)]
-        if not all(named):
+        syntax = str(meta.TransferSyntaxUID)
+        names = {key: str(meta.get(keyword, "")) for key, keyword in FILE_META.items()}
+        if not all(names.values()):
             raise NotAnInstance("the file meta information names no instance")
+        if names["sop_class"] not in accepted.classes:
+            return Kept(status=NO_SUCH_CLASS, comment=f"SOP class {names['sop_class']}", **names)
+        if syntax not in accepted.syntaxes:
+            return Kept(status=NO_SUCH_SYNTAX, comment=f"transfer syntax {syntax}", **names)
+        incoming = Incoming(
+            encoded=encoded,
+            transfer_syntax=syntax,
+            calling_ae=calling,
+            study_uid=study_uid,
+            **names,
+        )
+        return Kept(status=take_in(incoming, accepted.files, store, now).status, **names)
     except InstanceRejected as error:
-        return Answer(status=error.status, comment=str(error))
-    arrived = Arrived(
-        sop_class=named[0],
-        sop_uid=named[1],
-        transfer_syntax=str(meta.TransferSyntaxUID),
-        encoded=encoded,
-    )
-    if arrived.sop_class not in accepted.classes:
-        return Answer(status=NO_SUCH_CLASS, comment=f"SOP class {arrived.sop_class}")
-    if arrived.transfer_syntax not in accepted.syntaxes:
-        comment = f"transfer syntax {arrived.transfer_syntax}"
-        return Answer(status=NO_SUCH_SYNTAX, comment=comment)
-    return keep(peer, arrived, accepted.files, store, now)
+        return Kept(status=error.status, comment=str(error), **names)
 
 
 def arrived_in(event: Event) -> Arrived | None:

@@ -29,8 +29,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node import telemetry
+from dicom_node.network import hints
 from dicom_node.network.commitment import Reports, context
 from dicom_node.network.commitment_scp import CommitmentScp
+from dicom_node.network.hints import HintScp
 from dicom_node.network.keeping import NO_SUCH_OPERATION, arrived_in, as_dataset, keep
 from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import Offer
@@ -59,6 +61,8 @@ TRANSFER_SYNTAXES = (
     JPEGExtended12Bit,
     JPEGBaseline8Bit,
 )
+# Served by pynetdicom, with the three threads that it spends on an association.
+ELSEWHERE = (str(StorageCommitmentPushModel), *hints.CLASSES)
 
 log = telemetry.get_logger()
 
@@ -92,11 +96,12 @@ class NodeScp:
             limits=self._policy.limits,
             idle_s=settings.node.network_timeout_s,
             store=self._store_one,
-            elsewhere=StorageCommitmentPushModel,
+            elsewhere=ELSEWHERE,
         )
         self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
         self._commitment = CommitmentScp(store, settings, clock)
         self._reports = Reports(store, settings, clock)
+        self._hints = HintScp(store, clock, lambda event: self._peers[event.assoc])
         self._server: Listener | None = None
 
     def start(self) -> None:
@@ -111,6 +116,8 @@ class NodeScp:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_N_ACTION, self._on_action),
             (evt.EVT_N_EVENT_REPORT, self._reports.on_event),
+            (evt.EVT_N_CREATE, self._hints.on_create),
+            (evt.EVT_N_SET, self._hints.on_set),
         ]
         address = (self.host, self.port)
         self._server = listen(
@@ -177,6 +184,8 @@ def _entity(settings: Settings) -> AE:
     ae.add_supported_context(
         str(commitment.abstract_syntax), commitment.transfer_syntax, scu_role=True, scp_role=True
     )
+    for sop_class in hints.CLASSES:
+        ae.add_supported_context(sop_class, commitment.transfer_syntax)
     for sop_class in settings.node.storage_classes:
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     return ae
@@ -194,9 +203,10 @@ def _policy(settings: Settings) -> Policy:
 
 
 def _offer(ae: AE) -> Offer:
-    """Return what `storage` serves: all but storage commitment."""
+    """Return what `storage` serves."""
     contexts = {str(each.abstract_syntax): each for each in ae.supported_contexts}
-    del contexts[StorageCommitmentPushModel]
+    for name in ELSEWHERE:
+        del contexts[name]
     return Offer(
         syntaxes={name: tuple(map(str, each.transfer_syntax)) for name, each in contexts.items()},
         longest_pdu=ae.maximum_pdu_size,

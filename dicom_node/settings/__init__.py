@@ -8,7 +8,7 @@ import json
 import os
 import sysconfig
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dicom_node.errors import SettingsError, UnknownPeer
-from dicom_node.rules import DEFAULT_RULES
+from dicom_node.rules import DEFAULT_RULES, RETURN_TO_SENDER
 from dicom_node.settings.sections import (
     AssemblySettings,
     AuditSettings,
@@ -92,7 +92,7 @@ class Settings(Section):
                 raise ValueError(f"peer {peer.name!r} wants TLS, but [tls] names no certificate")
         known = [peer.name for peer in self.peers if "destination" in peer.roles]
         for rule in self.rules:
-            for name in set(rule.to) - set(known):
+            for name in set(rule.to) - {*known, RETURN_TO_SENDER}:
                 raise ValueError(
                     f"rule {rule.name!r} sends to {name!r}, which is no peer with the role "
                     f"destination{did_you_mean(name, known)}"
@@ -116,10 +116,27 @@ class Settings(Section):
         names = [peer.name for peer in self.peers]
         raise UnknownPeer(f"no peer is called {name!r}{did_you_mean(name, names)}")
 
-    def destinations(self, names: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return `names`, or every peer with the role destination when a rule names none."""
+    def destinations(
+        self, names: tuple[str, ...] = (), callers: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """Return `names`, or every peer with the role destination when a rule names none.
+
+        Parameters
+        ----------
+        callers
+            The titles under which the series came: "@sender" becomes the destinations of these.
+            None: it stays as it is.
+        """
         everyone = tuple(peer.name for peer in self.peers if "destination" in peer.roles)
-        return names or everyone
+        if callers is None or RETURN_TO_SENDER not in names:
+            return names or everyone
+        senders = [
+            peer.name
+            for peer in self.peers
+            if peer.name in everyone and {peer.name[:16], peer.ae_title} & set(callers)
+        ]
+        named = [name for name in names if name != RETURN_TO_SENDER]
+        return tuple(dict.fromkeys([*named, *senders]))
 
 
 def refuse_repeated(section: str, names: list[str]) -> None:

@@ -122,6 +122,9 @@ class WebSettings(Section):
     names: tuple[HostName, ...] = ()
     require_token: bool = False
     session_s: Seconds = 28800.0
+    stow: bool = False
+    stow_bytes: Annotated[int, Field(ge=1 << 20)] = 4_294_967_296
+    stow_part_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 32)] = 268_435_456
     certificate: str = ""
     key: str = ""
 
@@ -262,7 +265,7 @@ class AuditSettings(Section):
 class PeerSettings(Section):
     """One application entity, or one DICOMweb server, that we know."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^@]")]
     protocol: Literal["dimse", "dicomweb"] = "dimse"
     ae_title: str = ""
     host: str = ""

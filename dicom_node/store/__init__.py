@@ -16,6 +16,7 @@ from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, R
 from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
+from dicom_node.store.hints import Announcement, HintStore
 from dicom_node.store.jobs import ClaimedJob, JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
 from dicom_node.store.removals import Gone, Removal, RemovalStore
@@ -25,6 +26,7 @@ from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
 
 __all__ = [
+    "Announcement",
     "AuditRow",
     "ClaimedJob",
     "Debt",
@@ -91,6 +93,7 @@ class Store:
         self.audit = AuditStore(database)
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)
+        self.hints = HintStore(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

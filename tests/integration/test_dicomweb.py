@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
@@ -11,6 +12,7 @@ from dicom_node.network import scu
 from dicom_node.sender import Sender
 from dicom_node.store import open_store
 from tests.dicom_node.test_sender import delivery, publish
+from tests.dicom_node.web.test_access import site
 from tests.integration.partners import PLUGIN, wait_for
 from tests.rigs import NOW, destination, make_instance, rig_settings, write_instance
 
@@ -144,3 +146,20 @@ def test_a_series_is_pulled_at_a_rate_and_what_is_not_there_is_said(
     web_archive.stop()
     code, _, err = pull(tmp_path, web_archive, capsys, "--accession", "WEB-1")
     assert code == 1 and "no connection" in err and len(err.splitlines()) == 1
+
+
+def test_orthanc_stores_here_by_stow_rs(study, web_archive, tmp_path):
+    with site(tmp_path / "node", stow=True) as running:
+        server = {"Url": f"{running.url}dicom-web/"}
+        server |= {"HttpHeaders": {"Authorization": f"Bearer {running.tokens['sender']}"}}
+        rest = httpx.Client(base_url=f"http://127.0.0.1:{web_archive.http}", trust_env=False)
+        with rest:
+            put = rest.put("/dicom-web/servers/node", json=server)
+            assert put.status_code == 200, put.text
+            order = {"Resources": web_archive.get("/series"), "Synchronous": True}
+            answer = rest.post("/dicom-web/servers/node/stow", json=order, timeout=60)
+
+        arrived = running.node.store.series.listing()
+        [row] = [row for row in arrived if row["series_uid"] == study[1]]
+        assert (answer.status_code, row["instances"]) == (200, 7), answer.text
+        assert len(arrived) == 3, "the phantom of the site, the series and the one beside it"
