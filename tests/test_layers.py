@@ -18,7 +18,7 @@ LEVELS = {
         ("cli",),
         ("demo",),
         ("service",),
-        ("web", "housekeeping"),
+        ("web", "housekeeping", "performer"),
         ("worker", "sender", "pull"),
         ("release_gate", "retention"),
         ("gate_rules",),

@@ -33,6 +33,7 @@ from dicom_node.settings.sections import (
     SendingSettings,
     TlsSettings,
     WebSettings,
+    WorklistSettings,
     is_loopback,
 )
 from sr_engine.recipe import Recipe
@@ -54,6 +55,7 @@ __all__ = [
     "Settings",
     "TlsSettings",
     "WebSettings",
+    "WorklistSettings",
     "default_config_path",
     "is_loopback",
     "load_settings",
@@ -77,6 +79,7 @@ class Settings(Section):
     sending: SendingSettings = SendingSettings()
     commitment: CommitmentSettings = CommitmentSettings()
     pull: PullSettings = PullSettings()
+    worklist: WorklistSettings = WorklistSettings()
     audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = tuple(RuleSettings(**rule) for rule in DEFAULT_RULES)

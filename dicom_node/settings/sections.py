@@ -254,6 +254,14 @@ class PullSettings(Section):
     timeout_s: Seconds = 300.0
 
 
+class WorklistSettings(Section):
+    """How the worklists of peers are worked off (UPS-RS)."""
+
+    interval_s: Seconds = 15.0
+    at_once: Annotated[int, Field(ge=1, le=100)] = 2
+    patience_s: Seconds = 3600.0
+
+
 class AuditSettings(Section):
     """Where the audit trail is exported to; an empty host: nowhere."""
 
@@ -274,6 +282,7 @@ class PeerSettings(Section):
     auth: Literal["none", "bearer", "basic"] = "none"
     secret: Annotated[str, Field(pattern=r"^(|env:\w+|file:.+)$")] = ""
     ca: str = ""
+    worklist_code: Annotated[str, Field(max_length=16)] = ""
     roles: tuple[Role, ...] = ("source",)
     commitment: bool = False
     query: bool = False
@@ -313,8 +322,10 @@ class PeerSettings(Section):
             return self
         if not self.ae_title:
             raise ValueError(f"peer {self.name!r} needs an ae_title")
-        if self.url or self.auth != "none" or self.ca:
-            raise ValueError(f"peer {self.name!r}: url, auth and ca need protocol dicomweb")
+        if self.url or self.auth != "none" or self.ca or self.worklist_code:
+            raise ValueError(
+                f"peer {self.name!r}: url, auth, ca and worklist_code need protocol dicomweb"
+            )
         if "destination" in self.roles and not self.host:
             raise ValueError(f"peer {self.name!r} is a destination and needs a host")
         return self

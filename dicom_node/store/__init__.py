@@ -24,6 +24,7 @@ from dicom_node.store.results import DerivedInstance, DerivedSeries
 from dicom_node.store.series import Ledger, SeriesStore
 from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
+from dicom_node.store.workitems import WorkitemRow, WorkitemStore
 
 __all__ = [
     "Announcement",
@@ -49,6 +50,7 @@ __all__ = [
     "Report",
     "Reported",
     "Store",
+    "WorkitemRow",
     "open_store",
 ]
 
@@ -94,6 +96,7 @@ class Store:
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)
         self.hints = HintStore(database)
+        self.workitems = WorkitemStore(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

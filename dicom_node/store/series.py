@@ -96,6 +96,12 @@ class SeriesStore:
         with self._database.reading() as connection:
             return find(connection, sop_uid)
 
+    def study_of(self, series_id: int) -> str:
+        """Return the study of a series; empty where there is no such series."""
+        query = sa.select(schema.series.c.study_uid).where(schema.series.c.id == series_id)
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar() or ""
+
     def here(self, sop_uids: Sequence[str]) -> set[str]:
         """Return those of the instances whose files are kept here."""
         found: set[str] = set()
