@@ -49,6 +49,11 @@ class DeliveryTask:
     series_uid: str
     instances: tuple[DeliveryInstance, ...]
 
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """Return the series that the instances are of."""
+        return tuple(dict.fromkeys(each.series_uid or self.series_uid for each in self.instances))
+
 
 # Delivery, derived instance, what the destination said (or why it said nothing), and when.
 Said = tuple[int, int, int | Fault, datetime]

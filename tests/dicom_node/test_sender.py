@@ -13,10 +13,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from pydicom import dcmread
 
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
-from dicom_node.sender import MOST_AHEAD, Lanes, Sender
+from dicom_node.sender import MOST_AHEAD, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
@@ -34,8 +36,10 @@ def store(tmp_path):
 def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number: int = 1) -> int:
     """Return a job whose derived series waits to be delivered."""
     items = write_series(folder, count)
+    first = dcmread(items[0].path, stop_before_pixels=True)
     new = NewInstance(
-        sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}", study_uid="1",
+        sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}",
+        study_uid=str(first.StudyInstanceUID),
         modality="MR", description="t1", path=folder / "x", bytes=1, sha256="0" * 64,
         attributes_sha256="0" * 64, transfer_syntax="1.2.840.10008.1.2.1", calling_ae="MR1",
         header={},
@@ -54,7 +58,7 @@ def publish(store, folder: Path, count: int = 4, destinations=("pacs",), number:
         for item in items
     )
     derived = DerivedSeries(
-        series_uid=f"2.25.{number}", instances=instances, recipe_digest="a" * 64,
+        series_uid=str(first.SeriesInstanceUID), instances=instances, recipe_digest="a" * 64,
         weights_sha256="b" * 64, figures={},
     )  # fmt: skip
     store.jobs.publish(job_id, "w", derived, destinations, NOW)
@@ -317,7 +321,7 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
 CRASHING = """
 import sys
 from pathlib import Path
-from dicom_node.sender import MOST_AHEAD, Lanes, Sender
+from dicom_node.sender import Sender
 from dicom_node.settings import Settings
 from dicom_node.store import open_store
 settings = Settings.model_validate_json(sys.stdin.read())
