@@ -71,10 +71,12 @@ def pull(arguments: argparse.Namespace) -> int:
             kinds = ", ".join(sorted({one.modality or "?" for one in left}))
             raise Refused(f"{peer.name} has {len(left)} series, none of them MR: {kinds}")
         fetched = []
-        for number, one in enumerate(taken, 1):
-            fetched.append(fetch(puller, one, f"series {number} of {len(taken)}", arguments.json))
-            if fetched[-1].trouble and not fetched[-1].arrived:
-                break  # it would be the same for the others
+        with pulling.listening(peer, settings, store, files):
+            for number, one in enumerate(taken, 1):
+                label = f"series {number} of {len(taken)}"
+                fetched.append(fetch(puller, one, label, arguments.json))
+                if fetched[-1].trouble and not fetched[-1].arrived:
+                    break  # it would be the same for the others
     return report(arguments, fetched, len(taken) - len(fetched), left)
 
 

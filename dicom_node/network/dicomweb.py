@@ -18,7 +18,8 @@ PAGE = 500  # answers of one query; servers give fewer if they like
 PIECE_BYTES = 2**18
 ACCESSION, MODALITY = "00080050", "00080060"
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
-ANY_SYNTAX = f'{TYPE}; type="{DICOM}"; transfer-syntax=*'
+DEFAULT_SYNTAX = f'{TYPE}; type="{DICOM}"'  # Explicit VR Little Endian
+ANY_SYNTAX = f"{DEFAULT_SYNTAX}; transfer-syntax=*"
 
 
 def echo(peer: PeerSettings, timeouts: Timeouts) -> None:
@@ -119,15 +120,20 @@ def series(
     ]
 
 
-def files_at(client: httpx.Client, url: str, most_bytes: int) -> Iterator[bytes]:
-    """Yield the DICOM files that the server has at `url`, each as it was stored.
+def files_at(
+    client: httpx.Client, url: str, most_bytes: int, *, accept: str = ANY_SYNTAX
+) -> Iterator[bytes]:
+    """Yield the DICOM files that the server has at `url`, each as it was stored where that works.
 
     Raises
     ------
     WebFault
         If they do not come to their end.
     """
-    with client.stream("GET", url, headers={"Accept": ANY_SYNTAX}) as reply:
+    with client.stream("GET", url, headers={"Accept": accept}) as reply:
+        if reply.status_code == 406 and accept == ANY_SYNTAX:  # older servers do not know the star
+            yield from files_at(client, url, most_bytes, accept=DEFAULT_SYNTAX)
+            return
         if reply.status_code not in (200, 206):
             raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
         kind = media_type(reply.headers.get("content-type", ""))

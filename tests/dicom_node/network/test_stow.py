@@ -231,6 +231,7 @@ def test_missing_and_altered_files_are_named_and_do_not_hold_up_the_others(items
 
 def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monkeypatch):
     file = tmp_path / "secret"
+    file.touch(mode=0o600)
     file.write_text("first\n")
     bearer = {"auth": "bearer", "secret": f"file:{file}"}
     with web_server(storing(items)) as server:
@@ -249,6 +250,10 @@ def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monk
             items, vna("http://127.0.0.1:9", auth="bearer", secret=secret), timeouts=PATIENT
         )
         assert (outcome.fault, outcome.verdict) == (Fault.NO_SECRET, Verdict.TRANSIENT)
+    file.chmod(0o644)
+    with pytest.raises(AssociationFault, match="everybody can read"):
+        credentials(vna("http://127.0.0.1:9", **bearer))
+    file.chmod(0o600)
     file.write_text("two\nlines")
     with pytest.raises(AssociationFault) as refused:
         credentials(vna("http://127.0.0.1:9", **bearer))
