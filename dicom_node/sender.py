@@ -209,7 +209,8 @@ class Sender:
         """
         uids = series.study_uid, series.series_uid
         if peer.is_web:
-            return dicomweb.instances_at(peer, *uids, self._limits())
+            wanted = [each.sop_uid for each in series.instances]
+            return dicomweb.instances_at(peer, *uids, self._limits(), wanted=wanted)
         return instances_at(peer, self._settings.node.ae_title, *uids, self._limits())
 
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:

@@ -1,7 +1,7 @@
 """Asking a DICOMweb server what it has, and fetching it: QIDO-RS, WADO-RS (PS3.18 10.6, 10.4)."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -71,11 +71,37 @@ def text(answer: Mapping[str, Any], tag: str) -> str:
 
 
 def instances_at(
-    peer: PeerSettings, study_uid: str, series_uid: str, timeouts: Timeouts
+    peer: PeerSettings,
+    study_uid: str,
+    series_uid: str,
+    timeouts: Timeouts,
+    *,
+    wanted: Sequence[str] = (),
 ) -> set[str]:
-    """Return the SOP instance UIDs that the server has of a series; raise WebFault."""
+    """Return the SOP instance UIDs that the server has of a series; raise WebFault.
+
+    Parameters
+    ----------
+    wanted
+        Looked for one by one where the series does not show them: an archive that has merged two
+        studies keeps the instances under another one.
+    """
     with connected(peer, timeouts) as client:
-        return set(instances(client, peer, study_uid, series_uid))
+        found = set(instances(client, peer, study_uid, series_uid))
+        for uid in wanted:
+            if uid not in found and not is_anywhere(client, peer, uid):
+                break  # then it is not merged: nobody is asked hundreds of times
+            found.add(uid)
+    return found
+
+
+def is_anywhere(client: httpx.Client, peer: PeerSettings, sop_uid: str) -> bool:
+    """Return whether the server has an instance in any study; False where it cannot be asked so."""
+    try:
+        answers = query(client, f"{peer.url}/instances", {"SOPInstanceUID": sop_uid})
+    except WebFault:
+        return False
+    return any(text(one, INSTANCE) == sop_uid for one in answers)
 
 
 def instances(

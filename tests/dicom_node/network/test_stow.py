@@ -5,11 +5,12 @@ import socket
 import ssl
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from dicom_node.multipart import Splitter, media_type
-from dicom_node.network import stow
+from dicom_node.network import dicomweb, stow
 from dicom_node.network.http import credentials
 from dicom_node.network.scu import AssociationFault, Item, Timeouts
 from dicom_node.retry import HTTP_FAULTS, Fault, Verdict, classify, http_fault
@@ -286,3 +287,42 @@ def test_proceed_ends_the_sending_between_two_requests(items, monkeypatch):
         )
 
     assert faults(outcomes) == [0, 0]
+
+
+def shown(*uids):
+    """Return an answer to a query."""
+    rows = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
+    return Told(body=json.dumps(rows).encode())
+
+
+def test_instances_of_a_merged_study_are_found_and_lacking_ones_cost_one_question(items):
+    uids = [each.sop_uid for each in items]
+    merged = set(uids)
+
+    def answer(asked):
+        if asked.path == "/web/instances":
+            [uid] = asked.query["SOPInstanceUID"]
+            return shown(uid) if uid in merged else Told(status=400)
+        return Told(status=404)
+
+    with web_server(answer) as server:
+        look = partial(dicomweb.instances_at, vna(server.url), "1.2", "1.3", PATIENT)
+        assert look(wanted=uids) == set(uids)
+        assert look() == set()
+        merged.clear()
+        before = len(server.asked)
+        assert look(wanted=uids) == set()
+        assert len(server.asked) == before + 2
+
+
+def test_a_server_that_gives_few_at_a_time_is_asked_until_nothing_is_new():
+    uids = [f"1.2.{number}" for number in range(7)]
+
+    def answer(asked):
+        first = int(asked.query["offset"][0])
+        return shown(*uids[first : first + 3])
+
+    with web_server(answer) as server:
+        assert dicomweb.instances_at(vna(server.url), "1.2", "1.3", PATIENT) == set(uids)
+    with web_server(lambda asked: shown(*uids)) as stubborn:  # ignores offset and limit
+        assert dicomweb.instances_at(vna(stubborn.url), "1.2", "1.3", PATIENT) == set(uids)
