@@ -264,6 +264,8 @@ class Puller:
 
     def fetch(self, found: FoundSeries, tell: Callable[[int, int], None]) -> Fetched:
         """Return what became of one series; `tell` hears how many images of how many are here."""
+        if not found.instances:
+            return Fetched(series=found, trouble="it names no image of this series")
         here = self.store.series.here(found.instances)
         lacking = [uid for uid in found.instances if uid not in here]
         done, total, trouble = Counts(), len(found.instances), ""

@@ -2,11 +2,12 @@
 
 import io
 import sys
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 
-from dicom_node.cli.pull import Bar
+from dicom_node.cli.pull import Bar, report
 from dicom_node.network.found import Counts, FoundSeries, Retrieved
 from dicom_node.network.scu import AssociationFault
 from dicom_node.pixel_files import PixelFiles
@@ -96,6 +97,16 @@ def test_what_did_not_arrive_is_missing_whatever_the_peer_says(puller, end, fail
     assert (done.arrived, done.failed, done.missing) == (0, failed, UIDS)
     assert trouble in done.trouble and bool(trouble) == bool(done.trouble)
     assert told[0] == told[-1] == (0, 7)
+
+
+def test_a_series_without_images_is_no_success(puller, capsys):
+    empty = FoundSeries(study_uid="1", series_uid="2", modality="MR")
+
+    done = puller.fetch(empty, lambda here, total: None)
+    code = report(Namespace(json=False, source="pacs"), [done], 0, [])
+
+    assert puller.way.asked == []
+    assert code == 1 and "1 series have no images: it names no image" in capsys.readouterr().err
 
 
 def test_a_peer_that_must_not_send_or_has_no_host_is_not_asked(tmp_path):
