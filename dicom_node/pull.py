@@ -29,6 +29,7 @@ from dicom_node.syntaxes import TRANSFER_SYNTAXES
 
 LATE_S = 5.0  # some archives answer first and send then; without news for so long, they are done
 LOOK_S = 0.2
+LAST_ANSWERS_S = 2.0  # archives keep the association of a C-MOVE open for a while
 MOST_AT_ONCE = 50  # instances of one retrieval where the rate is limited
 WILD = frozenset("*?\\")
 
@@ -118,8 +119,7 @@ class DimseWay:
         """Fetch by the peer's way."""
         to_us = (found, self._peer, self._title, self._fetching, tell)
         if self._peer.retrieve == "move":
-            with listening(self._settings, self._store, self._files):
-                return retrieve.move(*to_us, only=only)
+            return retrieve.move(*to_us, only=only)
         taken = storage_classes(self._settings)
         return retrieve.get(
             *to_us,
@@ -192,8 +192,13 @@ class WebWay:
 
 
 @contextmanager
-def listening(settings: Settings, store: Store, files: PixelFiles) -> Iterator[None]:
-    """Receive what a C-MOVE brings, unless the running node does that already."""
+def listening(
+    peer: PeerSettings, settings: Settings, store: Store, files: PixelFiles
+) -> Iterator[None]:
+    """Receive what C-MOVEs of `peer` bring, unless the running node does that already."""
+    if peer.is_web or peer.retrieve != "move":
+        yield
+        return
     scp = NodeScp(settings, store, files)
     try:
         scp.start()
@@ -203,7 +208,7 @@ def listening(settings: Settings, store: Store, files: PixelFiles) -> Iterator[N
     try:
         yield
     finally:
-        scp.stop()
+        scp.stop(LAST_ANSWERS_S)
 
 
 class Pace:
@@ -263,6 +268,8 @@ class Puller:
 
     def fetch(self, found: FoundSeries, tell: Callable[[int, int], None]) -> Fetched:
         """Return what became of one series; `tell` hears how many images of how many are here."""
+        if not found.instances:
+            return Fetched(series=found, trouble="it names no image of this series")
         here = self.store.series.here(found.instances)
         lacking = [uid for uid in found.instances if uid not in here]
         done, total, trouble = Counts(), len(found.instances), ""

@@ -230,7 +230,7 @@ class Sender:
     def _there(self, sent: DeliveryTask | Outstanding, peer: PeerSettings) -> set[str]:
         """Return what the peer has of a delivery's series; raise AssociationFault."""
         title = self._settings.node.ae_title
-        return instances_at(peer, title, sent.study_uid, sent.series_uids, self._limits())
+        return instances_at(peer, title, sent.study_uid, sent.by_series, self._limits())
 
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""

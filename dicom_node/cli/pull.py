@@ -71,10 +71,12 @@ def pull(arguments: argparse.Namespace) -> int:
             kinds = ", ".join(sorted({one.modality or "?" for one in left}))
             raise Refused(f"{peer.name} has {len(left)} series, none of them MR: {kinds}")
         fetched = []
-        for number, one in enumerate(taken, 1):
-            fetched.append(fetch(puller, one, f"series {number} of {len(taken)}", arguments.json))
-            if fetched[-1].trouble and not fetched[-1].arrived:
-                break  # it would be the same for the others
+        with pulling.listening(peer, settings, store, files):
+            for number, one in enumerate(taken, 1):
+                label = f"series {number} of {len(taken)}"
+                fetched.append(fetch(puller, one, label, arguments.json))
+                if fetched[-1].missing and fetched[-1].trouble and not fetched[-1].arrived:
+                    break  # it would be the same for the others
     return report(arguments, fetched, len(taken) - len(fetched), left)
 
 
@@ -138,12 +140,14 @@ def report(
     else:
         there = f"; {len(left)} series of other modalities were left there" if left else ""
         print(f"{arrived} images arrived, {known} were here, {missing} are missing{there}")
-    if not missing and not not_tried:
+    empty = sum(not one.series.instances for one in fetched)
+    if not missing and not not_tried and not empty:
         return 0
     why = next((one.trouble for one in fetched if one.trouble), "see the counts")
+    unnamed = f" and {empty} series have no images" if empty else ""
     skipped = f" and {not_tried} series were not tried" if not_tried else ""
     print(
-        f"dicom-node pull: {missing} images are missing{skipped}: {one_line(why)}",
+        f"dicom-node pull: {missing} images are missing{skipped}{unnamed}: {one_line(why)}",
         file=sys.stderr,
     )
     return REFUSED

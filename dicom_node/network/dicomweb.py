@@ -1,7 +1,7 @@
 """Asking a DICOMweb server what it has, and fetching it: QIDO-RS, WADO-RS (PS3.18 10.6, 10.4)."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,8 @@ PAGE = 500  # answers of one query; servers give fewer if they like
 PIECE_BYTES = 2**18
 ACCESSION, MODALITY = "00080050", "00080060"
 STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
-ANY_SYNTAX = f'{TYPE}; type="{DICOM}"; transfer-syntax=*'
+DEFAULT_SYNTAX = f'{TYPE}; type="{DICOM}"'  # Explicit VR Little Endian
+ANY_SYNTAX = f"{DEFAULT_SYNTAX}; transfer-syntax=*"
 
 
 def echo(peer: PeerSettings, timeouts: Timeouts) -> None:
@@ -70,11 +71,37 @@ def text(answer: Mapping[str, Any], tag: str) -> str:
 
 
 def instances_at(
-    peer: PeerSettings, study_uid: str, series_uid: str, timeouts: Timeouts
+    peer: PeerSettings,
+    study_uid: str,
+    series_uid: str,
+    timeouts: Timeouts,
+    *,
+    wanted: Sequence[str] = (),
 ) -> set[str]:
-    """Return the SOP instance UIDs that the server has of a series; raise WebFault."""
+    """Return the SOP instance UIDs that the server has of a series; raise WebFault.
+
+    Parameters
+    ----------
+    wanted
+        Looked for one by one where the series does not show them: an archive that has merged two
+        studies keeps the instances under another one.
+    """
     with connected(peer, timeouts) as client:
-        return set(instances(client, peer, study_uid, series_uid))
+        found = set(instances(client, peer, study_uid, series_uid))
+        for uid in wanted:
+            if uid not in found and not is_anywhere(client, peer, uid):
+                break  # then it is not merged: nobody is asked hundreds of times
+            found.add(uid)
+    return found
+
+
+def is_anywhere(client: httpx.Client, peer: PeerSettings, sop_uid: str) -> bool:
+    """Return whether the server has an instance in any study; False where it cannot be asked so."""
+    try:
+        answers = query(client, f"{peer.url}/instances", {"SOPInstanceUID": sop_uid})
+    except WebFault:
+        return False
+    return any(text(one, INSTANCE) == sop_uid for one in answers)
 
 
 def instances(
@@ -119,15 +146,20 @@ def series(
     ]
 
 
-def files_at(client: httpx.Client, url: str, most_bytes: int) -> Iterator[bytes]:
-    """Yield the DICOM files that the server has at `url`, each as it was stored.
+def files_at(
+    client: httpx.Client, url: str, most_bytes: int, *, accept: str = ANY_SYNTAX
+) -> Iterator[bytes]:
+    """Yield the DICOM files that the server has at `url`, each as it was stored where that works.
 
     Raises
     ------
     WebFault
         If they do not come to their end.
     """
-    with client.stream("GET", url, headers={"Accept": ANY_SYNTAX}) as reply:
+    with client.stream("GET", url, headers={"Accept": accept}) as reply:
+        if reply.status_code == 406 and accept == ANY_SYNTAX:  # older servers do not know the star
+            yield from files_at(client, url, most_bytes, accept=DEFAULT_SYNTAX)
+            return
         if reply.status_code not in (200, 206):
             raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
         kind = media_type(reply.headers.get("content-type", ""))

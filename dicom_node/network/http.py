@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import stat
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,13 +85,19 @@ def credentials(peer: PeerSettings) -> dict[str, str]:
     if peer.auth == "none":
         return {}
     kind, _, where = peer.secret.partition(":")
-    try:
-        found = os.environ.get(where, "") if kind == "env" else Path(where).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WebFault(Fault.NO_SECRET, f"{peer.secret} cannot be read") from error
-    secret = found.strip()
+    secret = os.environ.get(where, "").strip() if kind == "env" else secret_in(Path(where))
     if not secret or not secret.isascii() or not secret.isprintable():
         raise WebFault(Fault.NO_SECRET, f"{peer.secret} holds none")
     if peer.auth == "bearer":
         return {"Authorization": f"Bearer {secret}"}
     return {"Authorization": f"Basic {b64encode(secret.encode()).decode()}"}
+
+
+def secret_in(path: Path) -> str:
+    """Return the secret in a file; raise WebFault where it cannot be read, or everybody can."""
+    try:
+        if path.stat().st_mode & stat.S_IROTH:
+            raise WebFault(Fault.NO_SECRET, f"everybody can read {path}: chmod o-r")
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WebFault(Fault.NO_SECRET, f"{path} cannot be read") from error

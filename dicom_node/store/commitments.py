@@ -58,7 +58,7 @@ class Outstanding:
     destination: str
     requests: int  # made so far, without an answer that settled it
     study_uid: str
-    series_uids: tuple[str, ...]  # that the instances are of
+    by_series: Mapping[str, Sequence[str]]  # SOP instance UIDs
     instances: tuple[Reference, ...]
 
 
@@ -223,14 +223,17 @@ def settle_report(
 
 def to_outstanding(row: sa.Row[Any], instances: Sequence[sa.Row[Any]]) -> Outstanding:
     """Return a delivery's row and its uncommitted instances as a value."""
-    series_uid = row.derived_series_uid or row.series_uid
+    by_series: dict[str, list[str]] = {}
+    for one in instances:
+        series_uid = one.series_uid or row.derived_series_uid or row.series_uid
+        by_series.setdefault(series_uid, []).append(one.sop_uid)
     return Outstanding(
         delivery_id=row.id,
         job_id=row.job_id,
         destination=row.destination,
         requests=row.commit_requests,
         study_uid=row.study_uid,
-        series_uids=tuple(dict.fromkeys(one.series_uid or series_uid for one in instances)),
+        by_series=by_series,
         instances=tuple(
             Reference(sop_uid=one.sop_uid, sop_class=one.sop_class) for one in instances
         ),

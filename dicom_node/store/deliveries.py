@@ -50,9 +50,12 @@ class DeliveryTask:
     instances: tuple[DeliveryInstance, ...]
 
     @property
-    def series_uids(self) -> tuple[str, ...]:
-        """Return the series that the instances are of."""
-        return tuple(dict.fromkeys(each.series_uid or self.series_uid for each in self.instances))
+    def by_series(self) -> dict[str, list[str]]:
+        """Return the SOP instance UIDs of each series that is to be sent."""
+        found: dict[str, list[str]] = {}
+        for each in self.instances:
+            found.setdefault(each.series_uid or self.series_uid, []).append(each.sop_uid)
+        return found
 
 
 # Delivery, derived instance, what the destination said (or why it said nothing), and when.

@@ -1,5 +1,6 @@
 """Deliveries to real associations on loopback: statuses, retries, the switch, a crash."""
 
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from dicom_node.sender import MOST_AHEAD, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
+from tests.webserver import Told, web_server
 
 LATER = NOW + timedelta(hours=2)
 
@@ -421,3 +423,49 @@ def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
 
     [figures] = store.series.listing()[0]["deliveries"]
     assert (figures["sent"], figures["failed"]) == (2, 2)
+
+
+def test_each_destination_goes_its_own_way_whatever_its_protocol(store, tmp_path):
+    """One is refused an instance for now, one for good, one has everything."""
+    job_id = publish(store, tmp_path / "a", destinations=("pacs", "busy", "strict"))
+    [task, *_] = store.deliveries.due(NOW)
+    uids = [each.sop_uid for each in task.instances]
+
+    def refusing(reason):
+        def answer(asked):
+            if asked.method == "GET":
+                return Told(status=404)
+            failed = {"00081155": {"vr": "UI", "Value": uids[:1]}}
+            failed["00081197"] = {"vr": "US", "Value": [reason]}
+            stored = [{"00081155": {"vr": "UI", "Value": [uid]}} for uid in uids[1:]]
+            document = {"00081198": {"vr": "SQ", "Value": [failed]}}
+            document["00081199"] = {"vr": "SQ", "Value": stored}
+            return Told(status=202, body=json.dumps([document]).encode())
+
+        return answer
+
+    with (
+        LoopbackArchive(tmp_path / "archive") as archive,
+        web_server(refusing(0xA700)) as busy,
+        web_server(refusing(0xC000)) as strict,
+    ):
+        web = {"protocol": "dicomweb", "roles": ["destination"]}
+        settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
+        peers = [
+            *(peer.model_dump(mode="json") for peer in settings.peers),
+            web | {"name": "busy", "url": busy.url},
+            web | {"name": "strict", "url": strict.url},
+        ]
+        settings = rig_settings(tmp_path, peers=peers)
+        Sender(store, settings, clock=lambda: NOW, rng=Random(1)).run_once(NOW)
+
+        states = {row["destination"]: row["state"] for row in store.deliveries.of_job(job_id)}
+        assert states == {"pacs": "SENT", "busy": "PENDING", "strict": "DEAD"}
+        again = {one.destination: one.instances for one in store.deliveries.due(LATER)}
+        assert [each.sop_uid for each in again["busy"]] == uids[:1]
+        Sender(store, settings, clock=lambda: LATER, rng=Random(1)).run_once(LATER)
+        posts = [asked for asked in busy.asked if asked.method == "POST"]
+
+    assert len(posts) == 2
+    assert posts[1].body.count(b"Content-Type: application/dicom") == 1
+    assert "0xC000" in delivery(store, job_id, "strict")["reason"]

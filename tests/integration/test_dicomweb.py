@@ -5,12 +5,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
 from dicom_node.cli import main
 from dicom_node.network import scu
 from dicom_node.sender import Sender
-from dicom_node.store import open_store
+from dicom_node.store import open_store, schema
 from tests.dicom_node.test_sender import delivery, publish
 from tests.dicom_node.web.test_access import site
 from tests.integration.partners import DICOMWEB, Orthanc, free_port, wait_for
@@ -19,13 +20,20 @@ from tests.rigs import NOW, destination, make_instance, rig_settings, write_inst
 QUICK = {"interval_s": 0.1, "timeout_s": 20.0, "backoff_first_s": 0.1, "backoff_last_s": 0.5}
 
 
-@pytest.fixture
-def web_archive(programs, tmp_path):
+@pytest.fixture(scope="module")
+def web_archive(programs, tmp_path_factory):
+    """A running Orthanc with DICOMweb for all tests: each brings its own UIDs."""
     if not Path(DICOMWEB).is_file():
         pytest.skip("Orthanc's DICOMweb (Debian: orthanc-dicomweb) is not installed")
-    orthanc = Orthanc(tmp_path / "orthanc", free_port(), plugins=[DICOMWEB]).start()
+    orthanc = Orthanc(tmp_path_factory.mktemp("orthanc"), free_port(), plugins=[DICOMWEB])
+    orthanc.start()
     yield orthanc
     orthanc.stop()
+
+
+def kept(archive, task):
+    """Return how many instances of the delivery's series the archive has."""
+    return [len(one["Instances"]) for one in archive.series(task.series_uid)]
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def store(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("lost", [0, 1, 4])
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_result_is_delivered_when_orthanc_shows_every_instance(
     web_archive, store, tmp_path, lost
 ):
@@ -56,7 +64,7 @@ def test_a_result_is_delivered_when_orthanc_shows_every_instance(
 
     assert state() == "DELIVERED", delivery(store, job_id)
     assert delivery(store, job_id)["state"] == "COMMITTED"
-    assert web_archive.get("/statistics")["CountInstances"] == 4
+    assert kept(web_archive, task) == [4]
 
 
 def test_what_is_there_is_not_sent_again(web_archive, store, tmp_path):
@@ -76,16 +84,20 @@ def test_what_is_there_is_not_sent_again(web_archive, store, tmp_path):
     [told] = store.series.listing()[0]["deliveries"]
     assert (told["sent"], told["committed"]) == (4, 4)
     assert store.jobs.get(job_id).state == "DELIVERED"
-    new = [change["ChangeType"] for change in web_archive.get("/changes")["Changes"]]
-    assert new.count("NewInstance") == 4
+    assert kept(web_archive, task) == [4]
+    # Only what was missing has an answer to a request of ours.
+    assert [row["state"] for row in store.deliveries.of_job(job_id)] == ["COMMITTED"]
+    with store.database.reading() as connection:
+        statuses = connection.execute(sa.select(schema.delivery_instance.c.status)).scalars().all()
+    assert sorted(statuses, key=str) == [0, None, None, None]
 
 
-def pull(folder, archive, capsys, *arguments):
-    """Run `dicom-node pull` from the archive; return exit code, stdout and stderr."""
+def pull(folder, url, capsys, *arguments):
+    """Run `dicom-node pull` from a server; return exit code, stdout and stderr."""
     path = folder / "node.toml"
     path.write_text(
         f'[node]\nstate_dir = "{folder / "state"}"\n[files]\nmin_free_bytes = 0\n'
-        f'[[peers]]\nname = "vna"\nprotocol = "dicomweb"\nurl = "{archive.url}"\n'
+        f'[[peers]]\nname = "vna"\nprotocol = "dicomweb"\nurl = "{url}"\n'
     )
     capsys.readouterr()
     code = main(["pull", "--config", str(path), "--from", "vna", *arguments])
@@ -104,7 +116,7 @@ def study(web_archive, tmp_path):
             SOPInstanceUID=generate_uid(),
             SeriesInstanceUID=generate_uid() if number == 8 else series_uid,
             StudyInstanceUID=study_uid,
-            AccessionNumber="WEB-1",
+            AccessionNumber=str(study_uid)[-16:],
             Modality="PR" if number == 8 else "MR",
         )
         syntax = {"syntax": JPEG2000Lossless} if number == 7 else {}
@@ -112,11 +124,11 @@ def study(web_archive, tmp_path):
         items.append(scu.Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
     outcomes = scu.send(items, destination(web_archive.port, "ORTHANC"), "SRNODE")
     assert {outcome.fault for outcome in outcomes} == {0}
-    return study_uid, series_uid
+    return study_uid, series_uid, str(study_uid)[-16:]
 
 
 def test_an_accession_number_is_pulled_once(study, web_archive, tmp_path, capsys):
-    code, out, err = pull(tmp_path, web_archive, capsys, "--accession", "WEB-1", "--json")
+    code, out, err = pull(tmp_path, web_archive.url, capsys, "--accession", study[2], "--json")
 
     told = json.loads(out)
     assert (code, err) == (0, "")
@@ -125,7 +137,7 @@ def test_an_accession_number_is_pulled_once(study, web_archive, tmp_path, capsys
     assert (series["series_uid"], series["study_uid"]) == (study[1], study[0])
     assert [one["modality"] for one in told["left_there"]] == ["PR"]
 
-    code, out, _ = pull(tmp_path, web_archive, capsys, "--accession", "WEB-1")
+    code, out, _ = pull(tmp_path, web_archive.url, capsys, "--accession", study[2])
     assert code == 0 and "0 images arrived, 7 were here, 0 are missing" in out
 
     store = open_store(f"sqlite:///{tmp_path / 'state' / 'node.db'}")
@@ -139,14 +151,14 @@ def test_an_accession_number_is_pulled_once(study, web_archive, tmp_path, capsys
 def test_a_series_is_pulled_at_a_rate_and_what_is_not_there_is_said(
     study, web_archive, tmp_path, capsys
 ):
-    code, out, err = pull(tmp_path, web_archive, capsys, "--series", study[1], "--rate", "5")
+    code, out, err = pull(tmp_path, web_archive.url, capsys, "--series", study[1], "--rate", "5")
     assert (code, err) == (0, "") and "7 images, 7 arrived" in out
 
-    code, _, err = pull(tmp_path, web_archive, capsys, "--series", "1.2.3.4711")
+    code, _, err = pull(tmp_path, web_archive.url, capsys, "--series", "1.2.3.4711")
     assert code == 1 and f"vna ({web_archive.url}) has nothing of that series" in err
 
-    web_archive.stop()
-    code, _, err = pull(tmp_path, web_archive, capsys, "--accession", "WEB-1")
+    url = f"http://127.0.0.1:{free_port()}/dicom-web"
+    code, _, err = pull(tmp_path, url, capsys, "--accession", "WEB-1")
     assert code == 1 and "no connection" in err and len(err.splitlines()) == 1
 
 
@@ -158,10 +170,11 @@ def test_orthanc_stores_here_by_stow_rs(study, web_archive, tmp_path):
         with rest:
             put = rest.put("/dicom-web/servers/node", json=server)
             assert put.status_code == 200, put.text
-            order = {"Resources": web_archive.get("/series"), "Synchronous": True}
+            resources = [one["ID"] for one in web_archive.series(study[1])]
+            order = {"Resources": resources, "Synchronous": True}
             answer = rest.post("/dicom-web/servers/node/stow", json=order, timeout=60)
 
         arrived = running.node.store.series.listing()
         [row] = [row for row in arrived if row["series_uid"] == study[1]]
         assert (answer.status_code, row["instances"]) == (200, 7), answer.text
-        assert len(arrived) == 3, "the phantom of the site, the series and the one beside it"
+        assert len(arrived) == 2, "the phantom of the site, and the series"

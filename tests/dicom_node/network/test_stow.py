@@ -5,11 +5,12 @@ import socket
 import ssl
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from dicom_node.multipart import Splitter, media_type
-from dicom_node.network import stow
+from dicom_node.network import dicomweb, stow
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.http import credentials
 from dicom_node.network.scu import Item
@@ -232,6 +233,7 @@ def test_missing_and_altered_files_are_named_and_do_not_hold_up_the_others(items
 
 def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monkeypatch):
     file = tmp_path / "secret"
+    file.touch(mode=0o600)
     file.write_text("first\n")
     bearer = {"auth": "bearer", "secret": f"file:{file}"}
     with web_server(storing(items)) as server:
@@ -250,6 +252,10 @@ def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monk
             items, vna("http://127.0.0.1:9", auth="bearer", secret=secret), timeouts=PATIENT
         )
         assert (outcome.fault, outcome.verdict) == (Fault.NO_SECRET, Verdict.TRANSIENT)
+    file.chmod(0o644)
+    with pytest.raises(AssociationFault, match="everybody can read"):
+        credentials(vna("http://127.0.0.1:9", **bearer))
+    file.chmod(0o600)
     file.write_text("two\nlines")
     with pytest.raises(AssociationFault) as refused:
         credentials(vna("http://127.0.0.1:9", **bearer))
@@ -282,3 +288,42 @@ def test_proceed_ends_the_sending_between_two_requests(items, monkeypatch):
         )
 
     assert faults(outcomes) == [0, 0]
+
+
+def shown(*uids):
+    """Return an answer to a query."""
+    rows = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
+    return Told(body=json.dumps(rows).encode())
+
+
+def test_instances_of_a_merged_study_are_found_and_lacking_ones_cost_one_question(items):
+    uids = [each.sop_uid for each in items]
+    merged = set(uids)
+
+    def answer(asked):
+        if asked.path == "/web/instances":
+            [uid] = asked.query["SOPInstanceUID"]
+            return shown(uid) if uid in merged else Told(status=400)
+        return Told(status=404)
+
+    with web_server(answer) as server:
+        look = partial(dicomweb.instances_at, vna(server.url), "1.2", "1.3", PATIENT)
+        assert look(wanted=uids) == set(uids)
+        assert look() == set()
+        merged.clear()
+        before = len(server.asked)
+        assert look(wanted=uids) == set()
+        assert len(server.asked) == before + 2
+
+
+def test_a_server_that_gives_few_at_a_time_is_asked_until_nothing_is_new():
+    uids = [f"1.2.{number}" for number in range(7)]
+
+    def answer(asked):
+        first = int(asked.query["offset"][0])
+        return shown(*uids[first : first + 3])
+
+    with web_server(answer) as server:
+        assert dicomweb.instances_at(vna(server.url), "1.2", "1.3", PATIENT) == set(uids)
+    with web_server(lambda asked: shown(*uids)) as stubborn:  # ignores offset and limit
+        assert dicomweb.instances_at(vna(stubborn.url), "1.2", "1.3", PATIENT) == set(uids)
