@@ -8,7 +8,7 @@ from decimal import Decimal
 from io import BytesIO
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import Dataset
@@ -103,10 +103,28 @@ def split_file(path: Path) -> tuple[str, bytes]:
     """
     try:
         with open(path, "rb") as file:
-            return str(UID(read_meta(file).TransferSyntaxUID)), file.read()
+            meta, encoded = split(file)
+    except OSError as error:
+        raise NotAnInstance(f"no DICOM file: {error.strerror}") from error
+    return str(UID(meta.TransferSyntaxUID)), encoded
+
+
+def split(file: BinaryIO) -> tuple[Dataset, bytes]:
+    """Return file meta information, with a transfer syntax, and encoded data set of a DICOM file.
+
+    Raises
+    ------
+    NotAnInstance
+        If it is no DICOM file.
+    """
+    try:
+        meta = read_meta(file)
+        UID(meta.TransferSyntaxUID)
+        return meta, file.read()
     except PARSE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file meta information"
-        raise NotAnInstance(f"no DICOM file: {reason}") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise NotAnInstance(f"no DICOM file: {error.strerror}") from error
+        raise NotAnInstance("no DICOM file: no file meta information") from error
 
 
 def parse(file: bytes) -> Dataset:

@@ -79,6 +79,7 @@ class Incoming:
     calling_ae: str
     sop_class: str | None = None  # as announced by the C-STORE command
     sop_uid: str | None = None
+    study_uid: str | None = None  # of the place where it is to be stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ def thorough_look(incoming: Incoming) -> Examined:
     for name, told, found in (
         ("SOP class", incoming.sop_class, sop_class),
         ("SOP instance", incoming.sop_uid, sop_uid),
+        ("study", incoming.study_uid, uid_of(dataset, "StudyInstanceUID")),
     ):
         if told is not None and told != found:
             raise NotAnInstance(f"{name} {told} was announced, the data set is {found}")
@@ -160,7 +162,9 @@ def quick_look(incoming: Incoming) -> Examined | None:
         return None
     names = [plain_uid(found, tag) for tag in NAME_TAGS]
     sop_class, sop_uid, series_uid, study_uid = names
-    as_told = incoming.sop_class in (None, sop_class) and incoming.sop_uid in (None, sop_uid)
+    told = (incoming.sop_class, incoming.sop_uid, incoming.study_uid)
+    found_names = (sop_class, sop_uid, study_uid)
+    as_told = all(one in (None, name) for one, name in zip(told, found_names, strict=True))
     if not all(names) or not as_told:
         return None
     try:

@@ -15,7 +15,7 @@ class Verdict(StrEnum):
 
 
 class Fault(StrEnum):
-    """Why there is no DIMSE status at all."""
+    """Why there is no status of the instance at all."""
 
     UNREACHABLE = "unreachable"
     REJECTED_TRANSIENT = "rejected-transient"
@@ -25,6 +25,19 @@ class Fault(StrEnum):
     NO_CONTEXT = "no-context"
     NO_FILE = "no-file"
     ALTERED = "altered"
+    # Of DICOMweb servers:
+    MOVED = "moved"
+    BAD_REQUEST = "bad-request"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NO_SERVICE = "no-service"
+    NOT_ACCEPTABLE = "not-acceptable"
+    CONFLICT = "conflict"
+    TOO_LARGE = "too-large"
+    BUSY = "busy"
+    SERVER_ERROR = "server-error"
+    NO_SECRET = "no-secret"
+    UNCONFIRMED = "unconfirmed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +91,41 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     Fault.NO_CONTEXT: _row(_NEVER, "SOP class or transfer syntax not accepted"),
     Fault.NO_FILE: _row(_NEVER, "the file to send is missing or unreadable"),
     Fault.ALTERED: _row(_NEVER, "the file to send is not the one that was published"),
+    Fault.MOVED: _row(_NEVER, "the server says that it has moved; its url must be changed here"),
+    Fault.BAD_REQUEST: _row(_NEVER, "the server refuses the request"),
+    # Tokens expire and are renewed: the secret is read again at every attempt.
+    Fault.UNAUTHENTICATED: _row(_AGAIN, "the server does not take our credentials"),
+    Fault.FORBIDDEN: _row(_NEVER, "the server does not allow it"),
+    Fault.NO_SERVICE: _row(_NEVER, "there is no such service at this url"),
+    Fault.NOT_ACCEPTABLE: _row(_NEVER, "the server does not take this media type"),
+    Fault.CONFLICT: _row(_NEVER, "the server refuses all instances and does not say why"),
+    Fault.TOO_LARGE: _row(_NEVER, "the instance is too large for the server"),
+    Fault.BUSY: _row(_AGAIN, "the server is busy"),
+    Fault.SERVER_ERROR: _row(_AGAIN, "the server has failed"),
+    Fault.NO_SECRET: _row(_AGAIN, "our credentials for the server cannot be read"),
+    Fault.UNCONFIRMED: _row(_AGAIN, "the server's answer does not name the instance"),
+}
+
+# A status range (first, last) of HTTP that is no answer about single instances -> the fault; the
+# first that fits. Source: RFC 9110 15, PS3.18 10.5.3.
+HTTP_FAULTS: dict[tuple[int, int], Fault] = {
+    (300, 399): Fault.MOVED,
+    (401, 401): Fault.UNAUTHENTICATED,
+    (403, 403): Fault.FORBIDDEN,
+    (404, 405): Fault.NO_SERVICE,
+    (406, 406): Fault.NOT_ACCEPTABLE,
+    (407, 407): Fault.UNAUTHENTICATED,
+    (408, 408): Fault.BUSY,
+    (409, 409): Fault.CONFLICT,
+    (410, 410): Fault.NO_SERVICE,
+    (413, 413): Fault.TOO_LARGE,
+    (415, 415): Fault.NOT_ACCEPTABLE,
+    (425, 425): Fault.BUSY,
+    (429, 429): Fault.BUSY,
+    (400, 499): Fault.BAD_REQUEST,
+    (501, 501): Fault.NO_SERVICE,
+    (503, 503): Fault.BUSY,
+    (500, 599): Fault.SERVER_ERROR,
 }
 
 
@@ -110,6 +158,14 @@ def classify(fault: int | Fault) -> Meaning:
         if isinstance(key, tuple) and key[0] <= fault <= key[1]:
             return meaning
     return UNKNOWN
+
+
+def http_fault(status: int) -> Fault:
+    """Return what an HTTP status means that is not the expected one."""
+    for (first, last), fault in HTTP_FAULTS.items():
+        if first <= status <= last:
+            return fault
+    return Fault.UNCONFIRMED
 
 
 def statuses(verdict: Verdict) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ FRAMES, PRIVATE_CREATORS = "frames", "private_creators"  # two more keys, that a
 TILES, LOCATIONS = "tiles", "locations"  # numbers of private elements (`private_values`)
 OUR_CREATOR = "DICOM-NODE AI-SR"
 OUR_IMAGE_TYPE = "AI_SR"
+RETURN_TO_SENDER = "@sender"  # among the destinations of a rule
 MIN_SLICES = 16
 UNKNOWN = "unknown"
 

@@ -9,24 +9,31 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
-from dicom_node.network import scu
-from dicom_node.network.commitment import Answer, Reports, Request, ask, new_uid
+from dicom_node.network import scu, stow
+from dicom_node.network.commitment import (
+    NO_SUCH_INSTANCE,
+    Answer,
+    Reports,
+    Request,
+    ask,
+    new_uid,
+)
 from dicom_node.network.connecting import AssociationFault, Timeouts
-from dicom_node.network.query import instances_at
+from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
-from dicom_node.store import DeliveryTask, Outstanding, Store
+from dicom_node.store import DeliveryTask, Outstanding, Report, Store
 from dicom_node.together import Behind
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
+LOOKS = 5  # at what a DICOMweb server shows
 MOST_AHEAD = 16  # instances of an association that were answered and are not on record yet
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
@@ -36,30 +43,6 @@ log = telemetry.get_logger()
 def utc_now() -> datetime:
     """Return the present instant."""
     return datetime.now(UTC)
-
-
-class Lanes:
-    """How many associations are open to all destinations together.
-
-    Each destination always has one, so that none waits for a silent one; what it may have besides
-    is bounded.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def open(self, wanted: int) -> Iterator[int]:
-        """Yield how many of `wanted` associations there may be, at least one."""
-        with self._lock:
-            granted = max(1, min(wanted, self._left))
-            self._left -= granted
-        try:
-            yield granted
-        finally:
-            with self._lock:
-                self._left += granted
 
 
 class Sender:
@@ -85,7 +68,7 @@ class Sender:
         self._reports = Reports(store, settings, clock, self._rng)
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
-        self._lanes = Lanes(settings.sending.max_associations)
+        self._lanes = scu.Lanes(settings.sending.max_associations)
         self._loop: threading.Thread | None = None
 
     def start(self) -> None:
@@ -187,6 +170,22 @@ class Sender:
             )
             for each in task.instances
         ]
+        with Behind(self._store.deliveries.record_all, MOST_AHEAD) as records:
+
+            def note(outcome: scu.Outcome) -> None:
+                records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
+                self._log_outcome(task, peer, outcome)
+
+            way = self._store_by_web if peer.is_web else self._store_by_dimse
+            return way(items, task, peer, note)
+
+    def _store_by_dimse(
+        self,
+        items: Sequence[scu.Item],
+        task: DeliveryTask,
+        peer: PeerSettings,
+        note: Callable[[scu.Outcome], None],
+    ) -> list[scu.Outcome]:
         terms = scu.Terms(
             peer=peer,
             calling_ae=self._settings.node.ae_title,
@@ -195,17 +194,27 @@ class Sender:
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
         )
-        record = self._store.deliveries.record_all
-        with (
-            self._lanes.open(peer.associations) as associations,
-            Behind(record, MOST_AHEAD) as records,
-        ):
-
-            def note(outcome: scu.Outcome) -> None:
-                records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
-                self._log_outcome(task, peer, outcome)
-
+        with self._lanes.open(peer.associations) as associations:
             return scu.send_side_by_side(items, terms, associations, note)
+
+    def _store_by_web(
+        self,
+        items: Sequence[scu.Item],
+        task: DeliveryTask,
+        peer: PeerSettings,
+        note: Callable[[scu.Outcome], None],
+    ) -> list[scu.Outcome]:
+        outcomes = []
+        for outcome in stow.send(
+            items,
+            peer,
+            timeouts=self._limits(),
+            proceed=lambda: self._may_go_on(task),
+            there=lambda: self._there(task, peer),
+        ):
+            note(outcome)
+            outcomes.append(outcome)
+        return outcomes
 
     def _log_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
         if outcome.verdict is not Verdict.SENT:
@@ -218,14 +227,15 @@ class Sender:
                 reason=describe(outcome.fault),
             )
 
+    def _there(self, sent: DeliveryTask | Outstanding, peer: PeerSettings) -> set[str]:
+        """Return what the peer has of a delivery's series; raise AssociationFault."""
+        title = self._settings.node.ae_title
+        return instances_at(peer, title, sent.study_uid, sent.by_series, self._limits())
+
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is still to be sent: a lost answer or a crash may have left more there."""
-        title = self._settings.node.ae_title
-        series = dict.fromkeys(each.series_uid or task.series_uid for each in task.instances)
-        there: set[str] = set()
         try:
-            for uid in series:
-                there |= instances_at(peer, title, task.study_uid, uid, self._limits())
+            there = self._there(task, peer)
         except AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task
@@ -255,6 +265,10 @@ class Sender:
                 self._store.commitments.waive(each.delivery_id, self._clock())
             return
         asked = [pair for pair in map(self._request, owed) if pair is not None]
+        if peer.is_web:
+            for request, each in asked:
+                self._look(request, each, peer)
+            return
         if not asked:
             return
         for answer in ask(
@@ -266,6 +280,26 @@ class Sender:
             wait_s=self._settings.commitment.wait_s,
         ):
             self._note_answer(answer, dict(asked)[answer.request], peer)
+
+    def _look(self, request: Request, each: Outstanding, peer: PeerSettings) -> None:
+        """Look whether a DICOMweb server has what it stored: it knows no storage commitment.
+
+        Some show an instance only a while after they have taken it: several looks make a failure.
+        """
+        try:
+            there = self._there(each, peer)
+        except AssociationFault as fault:
+            self._note_answer(Answer(request=request, fault=fault.fault), each, peer)
+            return
+        uids = {one.sop_uid for one in request.instances}
+        lost = uids - there if each.requests % LOOKS == LOOKS - 1 else set()
+        self._reports.take(
+            Report(
+                transaction_uid=request.transaction_uid,
+                committed=frozenset(uids & there),
+                failed=dict.fromkeys(lost, NO_SUCH_INSTANCE),
+            )
+        )
 
     def _request(self, each: Outstanding) -> tuple[Request, Outstanding] | None:
         """Return the request, on record before it leaves; None when it is needless by now."""
@@ -282,7 +316,8 @@ class Sender:
         if meaning.verdict in (Verdict.SENT, Verdict.SENT_WITH_WARNING):
             return
         now = self._clock()
-        reason = f"{_title(peer)}: storage commitment was asked for: {describe(answer.fault)}."
+        what = "it was asked what it has" if peer.is_web else "storage commitment was asked for"
+        reason = f"{peer.address}: {what}: {describe(answer.fault)}."
         again: datetime | None = now + timedelta(seconds=self._backoff_s(requests))
         if meaning.verdict is Verdict.PERMANENT:
             again = None
@@ -338,10 +373,6 @@ class Sender:
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
 
 
-def _title(peer: PeerSettings) -> str:
-    return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
-
-
 def _warned(warnings: Mapping[int, int]) -> str:
     """Return what a destination said about instances that it took all the same."""
     said = [f"{count} with {describe(status)}" for status, count in warnings.items()]
@@ -354,5 +385,5 @@ def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
     comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
     more = f", and {failures - 1} more instances failed" if failures > 1 else ""
     return (
-        f"{_title(peer)}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
+        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
     )

@@ -18,6 +18,7 @@ import uvicorn
 from dicom_node import housekeeping, intake, retention, signing, telemetry
 from dicom_node.errors import DatabaseTaken, NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
+from dicom_node.performer import Performer
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
 from dicom_node.settings import Settings
@@ -273,6 +274,8 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         parts.callback(web.stop)
         sender = Sender(store, settings)
         sender.start()
+        performer = Performer(store, settings)
+        performer.start()
         clock = housekeeping.ClockGuard(store, settings)
         scheduler = housekeeping.start(store, settings, failures, clock)
         stop = Stop(at_once=pool.kill)
@@ -288,6 +291,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         try:
             tend_until(stop, pool, store, settings, clock)
         finally:
+            performer.stop()
             scheduler.shutdown(wait=True)  # first: it would count the attempts of workers we end
             drain(settings.node.drain_s, pool, scp, sender)
             leave(store)

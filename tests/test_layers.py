@@ -18,8 +18,8 @@ LEVELS = {
         ("cli",),
         ("demo",),
         ("service",),
-        ("web", "housekeeping", "conformance"),
-        ("worker", "sender"),
+        ("web", "housekeeping", "conformance", "performer"),
+        ("worker", "sender", "pull"),
         ("release_gate", "retention", "withdrawal"),
         ("gate_companions",),
         ("gate_rules",),
@@ -29,7 +29,7 @@ LEVELS = {
         ("store",),
         ("examination", "comparison", "corrections", "rejection_notes"),
         ("content", "pixel_files", "telemetry", "signing"),
-        ("settings", "elements", "together", "private_values"),
+        ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),
         ("errors",),
     ),
@@ -72,6 +72,7 @@ LAZY_DOORS = {
 # Third parties stay in few files.
 CONFINED = {
     "pynetdicom": ("dicom_node.network",),
+    "httpx": ("dicom_node.network",),
     "sqlalchemy": ("dicom_node.store",),
     "alembic": ("dicom_node.store",),
     "apscheduler": ("dicom_node.housekeeping",),

@@ -1,6 +1,6 @@
 """Assembly: when is a series complete, what is missing, and what becomes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 from dicom_node.assembly import rejections
 from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
 from dicom_node.assembly.summary import summarise
-from dicom_node.rules import Decision, SeriesSummary, decide
+from dicom_node.rules import RETURN_TO_SENDER, Decision, SeriesSummary, decide
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy
-from dicom_node.store import Store
+from dicom_node.store import Announcement, Store
 
 __all__ = [
     "Geometry",
@@ -49,20 +49,35 @@ class Verdict:
         }
 
 
-def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
+def judge(
+    instances: Sequence[InstanceHeader],
+    settings: Settings,
+    callers: Collection[str] | None = None,
+) -> Verdict:
     """Return what becomes of the series; `explain` and the live node both ask here.
 
     A rule that skips wins over a hole: what is not ours need not be complete. What lies beside the
     volume in one series (`sr_engine.dicom.sorting`) needs no rule, and is not computed from.
+
+    Parameters
+    ----------
+    callers
+        The titles under which the series came; None where nobody has sent it.
     """
     summary = summarise(instances)
     decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
     geometry = examine(instances, settings.assembly.tolerance)
+    destinations = settings.destinations(decision.to, callers)
     event, held_by, reason = "skip", None, decision.reason
-    if decision.action == "forward" and settings.destinations(decision.to):
-        event = "forward"
+    unreturned = nobody_to_return_to(decision, settings, callers)
+    if decision.action == "forward" and destinations:
+        event, reason = "forward", f"{decision.reason}{unreturned}"
     elif decision.action == "forward":
         reason = "Skipped: a rule says forward, and no destination is configured."
+        reason = f"Skipped: a rule says forward.{unreturned}" if unreturned else reason
+    elif decision.action == "enhance" and decision.to and not destinations:
+        event, held_by = "hold", HeldBy.RULE
+        reason = f"Held:{unreturned} A release computes the result and keeps it here."
     elif decision.action == "hold":
         event, held_by = "hold", HeldBy.RULE
     elif decision.action == "enhance" and not geometry.complete:
@@ -71,7 +86,8 @@ def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
     elif decision.action == "enhance":
         event = "enqueue"
         besides = f" Left out: {summary.left_out}." if summary.left_out else ""
-        reason = f"Complete with {summary.slices} slices; waiting for a worker.{besides}"
+        ready = f"Complete with {summary.slices} slices; waiting for a worker."
+        reason = f"{ready}{besides}{unreturned}"
     return Verdict(
         event=event,
         reason=reason,
@@ -79,20 +95,38 @@ def judge(instances: Sequence[InstanceHeader], settings: Settings) -> Verdict:
         decision=decision,
         geometry=geometry,
         summary=summary,
-        destinations=() if event == "skip" else settings.destinations(decision.to),
+        destinations=() if event == "skip" else destinations,
     )
 
 
+def nobody_to_return_to(
+    decision: Decision, settings: Settings, callers: Collection[str] | None
+) -> str:
+    """Return a sentence where a rule returns to senders and none of them is a destination."""
+    if not callers or RETURN_TO_SENDER not in decision.to:
+        return ""
+    if settings.destinations((RETURN_TO_SENDER,), callers):
+        return ""
+    who = " and ".join(sorted(callers))
+    return f" Nothing goes back to {who}, which is no peer with the role destination."
+
+
 def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
-    """Return the jobs that were decided: every series whose idle time has passed."""
+    """Return the jobs that were decided: every series whose idle time has passed, or that is whole.
+
+    Whole is a series of which an MPPS or an IAN names the instances, when all of them are here.
+    """
     decided = []
     silent_since = now - timedelta(seconds=settings.assembly.idle_s)
-    for job_id, series_id in store.series.receiving(silent_since, now):
+    ready = dict.fromkeys([*store.hints.whole(), *store.series.receiving(silent_since, now)])
+    for job_id, series_id in ready:
         rows = store.series.instances(series_id)
         headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
         gone = sum(row.removal_id is not None for row in rows)
+        callers = {row.calling_ae for row in rows}
         heeded = rejections.heed(store, rows, now)
-        verdict = with_what_is_here(judge(headers, settings), gone, len(rows))
+        verdict = with_what_is_here(judge(headers, settings, callers), gone, len(rows))
+        verdict = with_what_was_announced(verdict, store.hints.about(series_id), headers)
         verdict = unless_rejected(verdict, rejections.rejected(store, series_id))
         reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
         columns |= {"source": rows[-1].calling_ae}
@@ -113,6 +147,26 @@ def unless_rejected(verdict: Verdict, why: str) -> Verdict:
     if not why or verdict.event == "skip":
         return verdict
     return replace(verdict, event="skip", held_by=None, reason=f"Skipped: {why}.", destinations=())
+
+
+def with_what_was_announced(
+    verdict: Verdict, said: Sequence[Announcement], headers: Sequence[InstanceHeader]
+) -> Verdict:
+    """Return the verdict on a series of which somebody has named the instances.
+
+    The geometry cannot show that a slice at an end is missing; a scanner's own list can.
+    """
+    here = {one.sop_uid for one in headers}
+    lacking = [one for one in said if one.instances - here]
+    if verdict.event != "enqueue" or not lacking:
+        return verdict
+    first = lacking[0]
+    count = len(first.instances - here)
+    reason = (
+        f"Held: {count} of the {len(first.instances)} instances that the {first.source} of "
+        f"{first.peer} names are not here."
+    )
+    return replace(verdict, event="hold", held_by=HeldBy.COMPLETENESS, reason=reason)
 
 
 def with_what_is_here(verdict: Verdict, gone: int, received: int) -> Verdict:

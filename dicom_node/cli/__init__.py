@@ -22,6 +22,7 @@ from dicom_node.cli import (
     operations,
     origin,
     processes,
+    pull,
     purge,
     recall,
 )
@@ -177,6 +178,7 @@ def add_deciding(add: Callable[..., Parser]) -> None:
         command.set_defaults(decision=name)
     submit = add("submit", operations.submit, "import files as if they had been received")
     submit.add_argument("path", type=Path, nargs="+", metavar="PATH")
+    add_pull(add)
     clear = add("purge", purge.purge, "delete the files whose time has come, and say why")
     clear.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
     clear.add_argument("--json", action="store_true", help="print one JSON document")
@@ -187,6 +189,34 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     back.add_argument("--json", action="store_true", help="print one JSON document")
     send = add("send", operations.send, "switch all sending on or off, or say how it stands")
     send.add_argument("value", nargs="?", choices=("on", "off"))
+
+
+def add_pull(add: Callable[..., Parser]) -> None:
+    """Add the command that fetches."""
+    command = add("pull", pull.pull, "fetch series from a peer as if it had sent them")
+    command.add_argument("--from", dest="source", metavar="PEER", required=True)
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--accession", metavar="A", help="every MR series of an accession number")
+    what.add_argument("--series", metavar="UID", help="one series")
+    command.add_argument("--study", metavar="UID", help="of --series, where the peer asks for it")
+    command.add_argument(
+        "--modality", default="MR", metavar="MR|any", help="with --accession; default: MR"
+    )
+    command.add_argument(
+        "--rate", type=per_second, metavar="N", help="images per second, over pull.images_per_s"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def per_second(text: str) -> float:
+    """Return `text` as a rate; 0 is no limit."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 10000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 10000")
+    return rate
 
 
 def natural(text: str) -> int:

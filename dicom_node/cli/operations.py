@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dicom_node.cli import listing
 from dicom_node.cli.output import one_line, print_json, settings_of
 from dicom_node.errors import InstanceRejected, NodeError, SettingsError, UnknownJob
 from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
-from dicom_node.settings import Settings, is_loopback
+from dicom_node.settings import PeerSettings, Settings, is_loopback
 from dicom_node.store import Store, open_store
 from dicom_node.store.engines import check_url
 from dicom_node.store.overview import (
@@ -132,21 +133,22 @@ def files_below(path: Path) -> list[Path]:
 
 
 def echo(arguments: Arguments) -> None:
-    """Ask a peer for a sign of life."""
-    from dicom_node.network import scu
+    """Ask a peer for a sign of life: C-ECHO, or a query for one study of a DICOMweb server."""
+    from dicom_node.network import dicomweb, scu
     from dicom_node.network.tls import credentials
 
     settings = settings_of(arguments)
     peer = settings.peer(arguments.peer)
     try:
         timeouts = scu.Timeouts(tls=credentials(settings.tls))
-        scu.echo(peer, settings.node.ae_title, timeouts)
+        if peer.is_web:
+            dicomweb.echo(peer, timeouts)
+        else:
+            scu.echo(peer, settings.node.ae_title, timeouts)
     except scu.AssociationFault as error:
         comment = f" ({one_line(error.comment)})" if error.comment else ""
-        raise Refused(
-            f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port}): {error}{comment}"
-        ) from error
-    print(f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port}) answers")
+        raise Refused(f"{peer.address}: {error}{comment}") from error
+    print(f"{peer.address} answers")
 
 
 def send(arguments: Arguments) -> None:
@@ -191,11 +193,22 @@ def check_config(arguments: Arguments) -> int:
     if web.beyond_loopback and not web.certificate:
         print("note: the page is served without TLS, and tokens travel readable")
     for peer in settings.peers:
-        if not peer.tls and not is_loopback(peer.host):
+        if peer.is_web:
+            note_about_web(peer)
+        elif not peer.tls and not is_loopback(peer.host):
             print(f"note: {peer.name} is served and called without TLS")
     if not settings.destinations():
         print("note: no peer has the role destination; results stay here")
     return 0
+
+
+def note_about_web(peer: PeerSettings) -> None:
+    """Say what a person may have overlooked about a DICOMweb server."""
+    parts = urlsplit(peer.url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        print(f"note: {peer.name} is called without TLS")
+    if "destination" in peer.roles and not peer.commitment:
+        print(f"note: nobody looks whether {peer.name} has kept what it was sent")
 
 
 def verify(arguments: Arguments) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dicom_node.conformance import services, tables
+from dicom_node.conformance import services, tables, ways
 from dicom_node.conformance.tables import Table
 from dicom_node.settings import Settings
 
@@ -28,10 +28,13 @@ SECTIONS: tuple[Section, ...] = (
     ("9", "Status codes understood (SCU)", services.statuses_understood),
     ("10", "Storage commitment", services.commitment),
     ("11", "Rejection notes (IHE IOCM)", services.iocm),
-    ("12", "Derived objects: IODs", services.derived_objects),
-    ("13", "Configuration of remote application entities", tables.remote_entities),
-    ("14", "Support of character sets", tables.character_sets),
-    ("15", "Security", tables.security),
+    ("12", "Query and retrieve (SCU)", ways.retrieval),
+    ("13", "MPPS and instance availability notification (SCP)", ways.hints_taken),
+    ("14", "Web services (PS3.18)", ways.web_services),
+    ("15", "Derived objects: IODs", services.derived_objects),
+    ("16", "Configuration of remote application entities", tables.remote_entities),
+    ("17", "Support of character sets", tables.character_sets),
+    ("18", "Security", tables.security),
 )
 INTRODUCTION = """\
 # DICOM Conformance Statement

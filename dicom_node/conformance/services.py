@@ -7,7 +7,7 @@ from pydicom.uid import UID
 from dicom_node import errors, rejection_notes
 from dicom_node.conformance.tables import Table
 from dicom_node.errors import InstanceRejected
-from dicom_node.network import peers, scp, storage
+from dicom_node.network import keeping, peers, scp, storage
 from dicom_node.network.commitment import SYNTAXES
 from dicom_node.retry import COMMITMENT_FAILURES, FAULTS
 from dicom_node.settings import Settings
@@ -25,6 +25,7 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 COMMITMENT, VERIFICATION = "1.2.840.10008.1.20.1", "1.2.840.10008.1.1"
 EVERY, FEW = "all storage classes of section 3", 6  # more names than that tell nobody anything
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+MOVE, GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
 COMMITTED = {0x0110: "nobody keeps it for good", 0x0112: "we do not know it",
              0x0119: "it is of another class"}  # fmt: skip
 
@@ -74,7 +75,10 @@ def proposed(settings: Settings) -> list[Table]:
     rows.append((EVERY, "", "originals, where a rule says forward", "as received"))
     both = ", ".join(UID(str(syntax)).name for syntax in SYNTAXES)
     rows.append((*named(COMMITMENT), "of destinations with commitment = true", both))
-    rows.append((*named(FIND), "of destinations with query = true", usual))
+    rows.append((*named(FIND), "of destinations with query = true, and to pull", usual))
+    rows.append((*named(MOVE), "to pull from peers with retrieve = move", usual))
+    rows.append((*named(GET), "to pull from peers with retrieve = get", usual))
+    rows.append((EVERY, "", "what a C-GET brings, as SCP (see 12)", "those of section 4"))
     note = "One presentation context for each SOP class and transfer syntax of what is to be sent."
     head = ("SOP class", "UID", "for", "transfer syntaxes")
     return [Table(head=head, rows=rows, note=note)]
@@ -97,7 +101,7 @@ def statuses_returned(settings: Settings) -> list[Table]:
         words = (kind.__doc__ or "").strip().splitlines()[0].replace("`status` (PS3.4 B.2.3)", "it")
         rows.append((f"{kind.status:04X}", "Failure", words))
     rows += [
-        (f"{scp.NOT_AUTHORISED:04X}", "Failure", "the peer is configured as no source"),
+        (f"{keeping.NOT_AUTHORISED:04X}", "Failure", "the peer is configured as no source"),
         (f"{storage.NO_SUCH_CLASS:04X}", "Failure", "no such SOP class on this association"),
         (f"{storage.NO_SUCH_OPERATION:04X}", "Failure", "C-ECHO and C-STORE are all there is"),
         (
@@ -164,7 +168,7 @@ def commitment(settings: Settings) -> list[Table]:
 def iocm(settings: Settings) -> list[Table]:
     """Return which Key Object Selections withdraw something."""
     rows = [(code, "DCM", text) for code, text in rejection_notes.TITLES.items()]
-    taken = rejection_notes.KEY_OBJECT_SELECTION in settings.node.storage_classes
+    taken = rejection_notes.KEY_OBJECT_SELECTION in scp.storage_classes(settings)
     note = (
         "A Key Object Selection with one of these titles (PS3.16 CID 7010) withdraws what was "
         "derived from the images it names, and is passed on about the derived series under the "

@@ -42,11 +42,13 @@ def overview(settings: Settings) -> list[Table]:
         ("Verification", "yes", "yes"),
         ("Storage", "yes: results, forwarded originals, rejection notes", "yes"),
         ("Storage Commitment Push Model", "yes", "yes"),
-        (
-            "Query/Retrieve: C-FIND",
-            "yes, at IMAGE level, of peers with query = true",
-            "no",
-        ),
+        ("Query/Retrieve, Study Root: C-FIND", "yes: pull, and peers with query = true", "no"),
+        ("Query/Retrieve, Study Root: C-MOVE, C-GET", "yes: pull, as the peer's retrieve", "no"),
+        ("Modality Performed Procedure Step", "no", "yes: a hint that a series is whole"),
+        ("Instance Availability Notification", "no", "yes: a hint that a series is whole"),
+        ("STOW-RS", "yes, to peers with protocol = dicomweb", YES_NO[settings.web.stow]),
+        ("QIDO-RS, WADO-RS", "yes, of peers with protocol = dicomweb", "no"),
+        ("UPS-RS", "yes, of peers with a worklist_code", "no"),
     ]
     note = (
         "A node between scanners and archives: it receives MR series, makes derived series of them "
@@ -91,7 +93,9 @@ def association_policies(settings: Settings) -> list[Table]:
     ]
     note = (
         "Asynchronous operations, extended negotiation and user identity are not negotiated; role "
-        "selection for storage commitment alone. One association to a destination at a time."
+        "selection for storage commitment and C-GET alone. A destination is sent to over as many "
+        "associations at a time as its `associations` says, "
+        f"{sending.max_associations} to all of them together (sending.max_associations)."
     )
     return [Table(head=("limit", "value", "setting"), rows=rows, note=note)]
 

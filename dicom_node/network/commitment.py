@@ -184,22 +184,29 @@ class Reports:
             raise CommitmentRefused("the report is of no instance we know", NO_SUCH_INSTANCE)
         with refusing_damage():
             report = read_report(event.event_type, event.event_information)
+        if not self.take(report):
+            address = event.assoc.requestor.address
+            log.warning("commitment.unknown", transaction=report.transaction_uid, address=address)
+            raise CommitmentRefused(f"transaction {report.transaction_uid} is unknown")
+
+    def take(self, report: Report) -> bool:
+        """Return False when nobody asked under that transaction UID; else it is on record."""
         now = self._clock()
         again = now + timedelta(seconds=self._delay_s())
         done = self._store.commitments.record_report(
             report, now, again_at=again, max_resends=self._settings.commitment.max_resends
         )
-        fields = {"transaction": report.transaction_uid}
         if done is None:
-            log.warning("commitment.unknown", **fields, address=event.assoc.requestor.address)
-            raise CommitmentRefused(f"transaction {report.transaction_uid} is unknown")
+            return False
         counter = telemetry.commitment_reports
         counter.labels(destination=done.destination, outcome="committed").inc(done.committed)
         counter.labels(destination=done.destination, outcome="failed").inc(done.failed)
         log.info(
-            "commitment.report", **fields, destination=done.destination, state=done.state,
+            "commitment.report", transaction=report.transaction_uid,
+            destination=done.destination, state=done.state,
             committed=done.committed, failed=done.failed,
         )  # fmt: skip
+        return True
 
     def _delay_s(self) -> float:
         sending = self._settings.sending

@@ -54,8 +54,8 @@ class Admission:
 
     def __init__(self, ae_title: str, peers: Sequence[PeerSettings]) -> None:
         self.ae_title = ae_title
-        self.peers = tuple(peers)
-        self._directory = Directory(peer.host for peer in peers if not peer.addresses)
+        self.peers = tuple(peer for peer in peers if not peer.is_web)  # those never call
+        self._directory = Directory(peer.host for peer in self.peers if not peer.addresses)
 
     def welcome(self, address: str) -> bool:
         """Return whether any peer may call from `address`: all that is known at accept."""

@@ -1,4 +1,4 @@
-"""Associations that pynetdicom keeps for us: to ask for storage commitment, and to query.
+"""Associations that pynetdicom keeps for us: storage commitment, query and retrieval.
 
 What is sent goes another way, see `caller`.
 """
@@ -139,6 +139,7 @@ def associate(
         list(contexts),
         peer.ae_title,
         evt_handlers=[*bound, *handlers],
+        ext_neg=list(roles),
         tls_args=_tls_args(peer, timeouts.tls),
     )
     if association.is_established:

@@ -7,7 +7,6 @@ from weakref import WeakKeyDictionary
 from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
@@ -16,11 +15,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node import telemetry
-from dicom_node.errors import InstanceRejected
-from dicom_node.intake import Incoming, take_in
+from dicom_node.network import hints
 from dicom_node.network.commitment import Reports, context
 from dicom_node.network.commitment_scp import CommitmentScp
-from dicom_node.network.dimse import one_line
+from dicom_node.network.hints import HintScp
+from dicom_node.network.keeping import NO_SUCH_OPERATION, arrived_in, as_dataset, keep
 from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import Offer
 from dicom_node.network.peers import Admission
@@ -39,7 +38,8 @@ PRIVATE_STORAGE = (
     *(f"1.3.46.670589.11.0.0.12.{kind}" for kind in (1, 2, 4)),
 )
 ALL = "all"
-NOT_AUTHORISED, NO_SUCH_OPERATION = 0x0124, 0x0211
+# Served by pynetdicom, with the three threads that it spends on an association.
+ELSEWHERE = (str(StorageCommitmentPushModel), *hints.CLASSES)
 
 log = telemetry.get_logger()
 
@@ -73,11 +73,12 @@ class NodeScp:
             limits=self._policy.limits,
             idle_s=settings.node.network_timeout_s,
             store=self._store_one,
-            elsewhere=StorageCommitmentPushModel,
+            elsewhere=ELSEWHERE,
         )
         self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
         self._commitment = CommitmentScp(store, settings, clock)
         self._reports = Reports(store, settings, clock)
+        self._hints = HintScp(store, clock, lambda event: self._peers[event.assoc])
         self._server: Listener | None = None
 
     def start(self) -> None:
@@ -92,6 +93,8 @@ class NodeScp:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_N_ACTION, self._on_action),
             (evt.EVT_N_EVENT_REPORT, self._reports.on_event),
+            (evt.EVT_N_CREATE, self._hints.on_create),
+            (evt.EVT_N_SET, self._hints.on_set),
         ]
         address = (self.host, self.port)
         self._server = listen(
@@ -132,34 +135,15 @@ class NodeScp:
 
     def _store_one(self, peer: PeerSettings, arrived: Arrived) -> Answer:
         """Return 0x0000 when the instance is durable, else why not."""
-        if "source" not in peer.roles:
-            log.warning("instance.unauthorised", peer=peer.name)
-            return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
-        incoming = Incoming(
-            encoded=arrived.encoded,
-            transfer_syntax=arrived.transfer_syntax,
-            calling_ae=peer.ae_title,
-            sop_class=arrived.sop_class,
-            sop_uid=arrived.sop_uid,
-        )
-        try:
-            return Answer(status=take_in(incoming, self._files, self._store, self._clock()).status)
-        except InstanceRejected as error:
-            return Answer(status=error.status, comment=str(error))
+        return keep(peer, arrived, self._files, self._store, self._clock())
 
     def _on_store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE on an association that pynetdicom serves."""
-        request = event.request
-        if not isinstance(request, C_STORE):  # of a storage class, but another command
+        arrived = arrived_in(event)
+        if arrived is None:  # of a storage class, but another command
             comment = "C-STORE is the only operation here"
-            return _as_dataset(Answer(status=NO_SUCH_OPERATION, comment=comment))
-        arrived = Arrived(
-            sop_class=str(request.AffectedSOPClassUID),
-            sop_uid=str(request.AffectedSOPInstanceUID),
-            transfer_syntax=str(event.context.transfer_syntax),
-            encoded=request.DataSet.getvalue() if request.DataSet else b"",
-        )
-        return _as_dataset(self._store_one(self._peers[event.assoc], arrived))
+            return as_dataset(Answer(status=NO_SUCH_OPERATION, comment=comment))
+        return as_dataset(self._store_one(self._peers[event.assoc], arrived))
 
     def _on_action(self, event: Event) -> tuple[int, None]:
         """Return 0x0000 when the request for storage commitment is on record."""
@@ -177,6 +161,8 @@ def _entity(settings: Settings) -> AE:
     ae.add_supported_context(
         str(commitment.abstract_syntax), commitment.transfer_syntax, scu_role=True, scp_role=True
     )
+    for sop_class in hints.CLASSES:
+        ae.add_supported_context(sop_class, commitment.transfer_syntax)
     for sop_class in storage_classes(settings):
         ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
     return ae
@@ -219,22 +205,13 @@ def _policy(settings: Settings) -> Policy:
 
 
 def _offer(ae: AE) -> Offer:
-    """Return what `storage` serves: all but storage commitment."""
+    """Return what `storage` serves."""
     contexts = {str(each.abstract_syntax): each for each in ae.supported_contexts}
-    del contexts[StorageCommitmentPushModel]
+    for name in ELSEWHERE:
+        del contexts[name]
     return Offer(
         syntaxes={name: tuple(map(str, each.transfer_syntax)) for name, each in contexts.items()},
         longest_pdu=ae.maximum_pdu_size,
         implementation_uid=ae.implementation_class_uid,
         implementation_version=ae.implementation_version_name or "",
     )
-
-
-def _as_dataset(answer: Answer) -> int | Dataset:
-    """Return the answer as pynetdicom wants it."""
-    if not answer.comment:
-        return answer.status
-    dataset = Dataset()
-    dataset.Status = answer.status
-    dataset.ErrorComment = one_line(answer.comment)
-    return dataset

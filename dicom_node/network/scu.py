@@ -5,6 +5,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,30 @@ class Agenda:
             return not self._lanes
 
 
+class Lanes:
+    """How many associations are open to all destinations together.
+
+    Each destination always has one, so that none waits for a silent one; what it may have besides
+    is bounded.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def open(self, wanted: int) -> Iterator[int]:
+        """Yield how many of `wanted` associations there may be, at least one."""
+        with self._lock:
+            granted = max(1, min(wanted, self._left))
+            self._left -= granted
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._left += granted
+
+
 def echo(peer: PeerSettings, calling_ae: str, timeouts: Timeouts = USUAL) -> None:
     """Return when the peer has answered a C-ECHO with success.
 
@@ -215,7 +240,7 @@ def sort_out(items: Sequence[Item]) -> tuple[list[Sendable], list[Outcome]]:
     """Return what can be sent, and the outcomes of what cannot, because of its file."""
     waiting, outcomes = [], []
     for item in items:
-        found = _sendable(item)
+        found = sendable(item)
         if isinstance(found, Sendable):
             waiting.append(found)
         else:
@@ -223,7 +248,8 @@ def sort_out(items: Sequence[Item]) -> tuple[list[Sendable], list[Outcome]]:
     return waiting, outcomes
 
 
-def _sendable(item: Item) -> Sendable | Outcome:
+def sendable(item: Item) -> Sendable | Outcome:
+    """Return the item with what must be asked for, or why its file cannot be sent."""
     try:
         head = read_head(item.path)
     except Unreadable as error:

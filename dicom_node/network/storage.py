@@ -82,11 +82,11 @@ class Service:
     limits: Limits
     idle_s: float
     store: Callable[[PeerSettings, Arrived], Answer]
-    elsewhere: str = ""  # the SOP class that pynetdicom must serve
+    elsewhere: tuple[str, ...] = ()  # the SOP classes that pynetdicom must serve
 
     def suffices(self, request: bytes | bytearray) -> bool:
         """Return whether an A-ASSOCIATE-RQ asks for nothing else."""
-        return not self.elsewhere or self.elsewhere.encode() not in request
+        return not any(name.encode() in request for name in self.elsewhere)
 
 
 class Violation(Exception):

@@ -8,7 +8,7 @@ import json
 import os
 import sysconfig
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from dicom_node.errors import SettingsError, UnknownPeer
 from dicom_node.order import LOW, NORMAL, Order, Quota
-from dicom_node.rules import DEFAULT_RULES
+from dicom_node.rules import DEFAULT_RULES, RETURN_TO_SENDER
 from dicom_node.settings.sections import (
     AssemblySettings,
     AuditSettings,
@@ -28,12 +28,14 @@ from dicom_node.settings.sections import (
     NodeSettings,
     OrderSettings,
     PeerSettings,
+    PullSettings,
     RetentionSettings,
     RuleSettings,
     Section,
     SendingSettings,
     TlsSettings,
     WebSettings,
+    WorklistSettings,
     is_loopback,
 )
 from sr_engine.recipe import Recipe
@@ -48,6 +50,7 @@ __all__ = [
     "NodeSettings",
     "OrderSettings",
     "PeerSettings",
+    "PullSettings",
     "RetentionSettings",
     "RuleSettings",
     "Section",
@@ -55,6 +58,7 @@ __all__ = [
     "Settings",
     "TlsSettings",
     "WebSettings",
+    "WorklistSettings",
     "default_config_path",
     "is_loopback",
     "load_settings",
@@ -78,6 +82,8 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     sending: SendingSettings = SendingSettings()
     commitment: CommitmentSettings = CommitmentSettings()
+    pull: PullSettings = PullSettings()
+    worklist: WorklistSettings = WorklistSettings()
     audit: AuditSettings = AuditSettings()
     peers: tuple[PeerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = tuple(RuleSettings(**rule) for rule in DEFAULT_RULES)
@@ -93,7 +99,7 @@ class Settings(Section):
                 raise ValueError(f"peer {peer.name!r} wants TLS, but [tls] names no certificate")
         known = [peer.name for peer in self.peers if "destination" in peer.roles]
         for rule in self.rules:
-            for name in set(rule.to) - set(known):
+            for name in set(rule.to) - {*known, RETURN_TO_SENDER}:
                 raise ValueError(
                     f"rule {rule.name!r} sends to {name!r}, which is no peer with the role "
                     f"destination{did_you_mean(name, known)}"
@@ -112,9 +118,10 @@ class Settings(Section):
     def queue_order(self) -> Order:
         """Return the order of the queue: the [order] section and the peers' quotas."""
         quotas = {
-            peer.ae_title: Quota(running=peer.quota_running, per_h=peer.quota_per_h)
+            caller: Quota(running=peer.quota_running, per_h=peer.quota_per_h)
             for peer in self.peers
             if peer.quota_running or peer.quota_per_h
+            for caller in callers_of(peer)
         }
         within_s = {NORMAL: self.order.normal_within_s, LOW: self.order.low_within_s}
         return Order(within_s=within_s, job_s=self.order.job_s, quotas=quotas)
@@ -127,10 +134,32 @@ class Settings(Section):
         names = [peer.name for peer in self.peers]
         raise UnknownPeer(f"no peer is called {name!r}{did_you_mean(name, names)}")
 
-    def destinations(self, names: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return `names`, or every peer with the role destination when a rule names none."""
+    def destinations(
+        self, names: tuple[str, ...] = (), callers: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """Return `names`, or every peer with the role destination when a rule names none.
+
+        Parameters
+        ----------
+        callers
+            The titles under which the series came: "@sender" becomes the destinations of these.
+            None: it stays as it is.
+        """
         everyone = tuple(peer.name for peer in self.peers if "destination" in peer.roles)
-        return names or everyone
+        if callers is None or RETURN_TO_SENDER not in names:
+            return names or everyone
+        senders = [
+            peer.name
+            for peer in self.peers
+            if peer.name in everyone and callers_of(peer) & set(callers)
+        ]
+        named = [name for name in names if name != RETURN_TO_SENDER]
+        return tuple(dict.fromkeys([*named, *senders]))
+
+
+def callers_of(peer: PeerSettings) -> set[str]:
+    """Return the names under which what a peer sent may be on record: its title, its token's."""
+    return {peer.calling, peer.name[:16]}
 
 
 def refuse_repeated(section: str, names: list[str]) -> None:

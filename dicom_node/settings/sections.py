@@ -7,6 +7,7 @@ import ipaddress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -52,6 +53,16 @@ def check_ae_title(title: str) -> str:
     if not title.isascii() or not title.isprintable() or "\\" in title:
         raise ValueError("an AE title is printable ASCII without a backslash")
     return title
+
+
+def check_url(url: str) -> str:
+    """Return `url` without a final slash if it is the root of a DICOMweb server."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("a url begins with http:// or https:// and names a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a url holds no user, password, query or fragment")
+    return url.rstrip("/")
 
 
 class NodeSettings(Section):
@@ -114,6 +125,9 @@ class WebSettings(Section):
     names: tuple[HostName, ...] = ()
     require_token: bool = False
     session_s: Seconds = 28800.0
+    stow: bool = False
+    stow_bytes: Annotated[int, Field(ge=1 << 20)] = 4_294_967_296
+    stow_part_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 32)] = 268_435_456
     certificate: str = ""
     key: str = ""
 
@@ -251,6 +265,21 @@ class CommitmentSettings(Section):
     answer_within_s: Seconds = 3600.0
 
 
+class PullSettings(Section):
+    """How series are fetched from peers (`dicom-node pull`)."""
+
+    images_per_s: Annotated[float, Field(ge=0, le=10000)] = 0.0
+    timeout_s: Seconds = 300.0
+
+
+class WorklistSettings(Section):
+    """How the worklists of peers are worked off (UPS-RS)."""
+
+    interval_s: Seconds = 15.0
+    at_once: Annotated[int, Field(ge=1, le=100)] = 2
+    patience_s: Seconds = 3600.0
+
+
 class AuditSettings(Section):
     """Where the audit trail is exported to; an empty host: nowhere."""
 
@@ -260,16 +289,23 @@ class AuditSettings(Section):
 
 
 class PeerSettings(Section):
-    """One application entity that we know."""
+    """One application entity, or one DICOMweb server, that we know."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    ae_title: str
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^@]")]
+    protocol: Literal["dimse", "dicomweb"] = "dimse"
+    ae_title: str = ""
     host: str = ""
     port: Port = 104
+    url: str = ""
+    auth: Literal["none", "bearer", "basic"] = "none"
+    secret: Annotated[str, Field(pattern=r"^(|env:\w+|file:.+)$")] = ""
+    ca: str = ""
+    worklist_code: Annotated[str, Field(max_length=16)] = ""
     roles: tuple[Role, ...] = ("source",)
     commitment: bool = False
     query: bool = False
     associations: Annotated[int, Field(ge=1, le=32)] = 1
+    retrieve: Literal["move", "get"] = "move"
     addresses: tuple[str, ...] = ()
     tls: bool = False
     tls_name: str = ""
@@ -278,7 +314,10 @@ class PeerSettings(Section):
     form: Form = "classic"
     companions: tuple[Companion, ...] = ()
 
-    _ae_title = field_validator("ae_title")(check_ae_title)
+    @field_validator("ae_title")
+    @classmethod
+    def _ae_title(cls, title: str) -> str:
+        return check_ae_title(title) if title else title
 
     @field_validator("addresses")
     @classmethod
@@ -287,13 +326,49 @@ class PeerSettings(Section):
             ipaddress.ip_network(address, strict=False)
         return addresses
 
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        return check_url(url) if url else url
+
     @model_validator(mode="after")
     def _possible(self) -> "PeerSettings":
         if not self.roles:
             raise ValueError(f"peer {self.name!r} needs a role: source, destination or both")
+        if (self.auth == "none") != (not self.secret):
+            raise ValueError(f"peer {self.name!r}: auth and secret go together")
+        if self.protocol == "dicomweb":
+            if not self.url:
+                raise ValueError(f"peer {self.name!r} speaks dicomweb and needs a url")
+            for name in {"commitment", "query"} - self.model_fields_set:
+                object.__setattr__(self, name, True)  # it can always be asked what it has
+            return self
+        if not self.ae_title:
+            raise ValueError(f"peer {self.name!r} needs an ae_title")
+        if self.url or self.auth != "none" or self.ca or self.worklist_code:
+            raise ValueError(
+                f"peer {self.name!r}: url, auth, ca and worklist_code need protocol dicomweb"
+            )
         if "destination" in self.roles and not self.host:
             raise ValueError(f"peer {self.name!r} is a destination and needs a host")
         return self
+
+    @property
+    def is_web(self) -> bool:
+        """Return whether the peer speaks DICOMweb."""
+        return self.protocol == "dicomweb"
+
+    @property
+    def address(self) -> str:
+        """Return what the peer is called and where it lives, for people."""
+        if self.is_web:
+            return f"{self.name} ({self.url})"
+        return f"{self.name} ({self.ae_title} at {self.host}:{self.port})"
+
+    @property
+    def calling(self) -> str:
+        """Return the name under which images from here are on record."""
+        return self.ae_title or self.name[:16]
 
 
 class RuleSettings(Section):

@@ -16,6 +16,7 @@ from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, R
 from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
+from dicom_node.store.hints import Announcement, HintStore
 from dicom_node.store.jobs import JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
 from dicom_node.store.occupancy import Occupancy
@@ -26,8 +27,10 @@ from dicom_node.store.series import Ledger, SeriesStore
 from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
 from dicom_node.store.withdrawals import Grounds, Owed, WithdrawalStore, Withdrawn
+from dicom_node.store.workitems import WorkitemRow, WorkitemStore
 
 __all__ = [
+    "Announcement",
     "AuditRow",
     "ClaimedJob",
     "Debt",
@@ -53,6 +56,7 @@ __all__ = [
     "Reported",
     "Store",
     "Withdrawn",
+    "WorkitemRow",
     "open_store",
 ]
 
@@ -99,6 +103,8 @@ class Store:
         self.switches = SwitchStore(database)
         self.waits = WaitStore(database)
         self.occupancy = Occupancy(database)
+        self.hints = HintStore(database)
+        self.workitems = WorkitemStore(database)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

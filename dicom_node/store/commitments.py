@@ -57,6 +57,8 @@ class Outstanding:
     job_id: int
     destination: str
     requests: int  # made so far, without an answer that settled it
+    study_uid: str
+    by_series: Mapping[str, Sequence[str]]  # SOP instance UIDs
     instances: tuple[Reference, ...]
 
 
@@ -79,26 +81,19 @@ class CommitmentStore:
 
     def due(self, now: datetime) -> list[Outstanding]:
         """Return the sent deliveries to ask about now: never asked, or not answered in time."""
-        job, delivery = schema.job, schema.delivery
+        job, delivery, series = schema.job, schema.delivery, schema.series
         ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
         query = (
-            sa.select(delivery)
+            sa.select(delivery, job.c.derived_series_uid, series.c.series_uid, series.c.study_uid)
             .join(job, job.c.id == delivery.c.job_id)
+            .join(series, series.c.id == job.c.series_id)
             .where(job.c.state == JobState.DERIVED, delivery.c.state == SENT)
             .where(delivery.c.awaits_commitment, ready)
             .order_by(delivery.c.id)
         )
         with self._database.reading() as connection:
-            return [
-                Outstanding(
-                    delivery_id=row.id,
-                    job_id=row.job_id,
-                    destination=row.destination,
-                    requests=row.commit_requests,
-                    instances=uncommitted(connection, row.id),
-                )
-                for row in connection.execute(query).all()
-            ]
+            rows = connection.execute(query).all()
+            return [to_outstanding(row, uncommitted(connection, row.id)) for row in rows]
 
     def ask(
         self, wanted: Outstanding, transaction_uid: str, now: datetime, deadline: datetime
@@ -226,17 +221,35 @@ def settle_report(
     return SENT
 
 
-def uncommitted(connection: sa.Connection, delivery_id: int) -> tuple[Reference, ...]:
-    """Return what a delivery's destination has not committed."""
+def to_outstanding(row: sa.Row[Any], instances: Sequence[sa.Row[Any]]) -> Outstanding:
+    """Return a delivery's row and its uncommitted instances as a value."""
+    by_series: dict[str, list[str]] = {}
+    for one in instances:
+        series_uid = one.series_uid or row.derived_series_uid or row.series_uid
+        by_series.setdefault(series_uid, []).append(one.sop_uid)
+    return Outstanding(
+        delivery_id=row.id,
+        job_id=row.job_id,
+        destination=row.destination,
+        requests=row.commit_requests,
+        study_uid=row.study_uid,
+        by_series=by_series,
+        instances=tuple(
+            Reference(sop_uid=one.sop_uid, sop_class=one.sop_class) for one in instances
+        ),
+    )
+
+
+def uncommitted(connection: sa.Connection, delivery_id: int) -> list[sa.Row[Any]]:
+    """Return what a delivery's destination has not committed: names, class and series."""
     part, derived = schema.delivery_instance, schema.derived_instance
     query = (
-        sa.select(derived.c.sop_uid, derived.c.sop_class)
+        sa.select(derived.c.sop_uid, derived.c.sop_class, derived.c.series_uid)
         .join(part, part.c.derived_instance_id == derived.c.id)
         .where(part.c.delivery_id == delivery_id, part.c.committed_at.is_(None))
         .order_by(derived.c.id)
     )
-    rows = connection.execute(query)
-    return tuple(Reference(sop_uid=row.sop_uid, sop_class=row.sop_class) for row in rows)
+    return list(connection.execute(query))
 
 
 def retry_failed(

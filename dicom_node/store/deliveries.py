@@ -49,6 +49,14 @@ class DeliveryTask:
     series_uid: str
     instances: tuple[DeliveryInstance, ...]
 
+    @property
+    def by_series(self) -> dict[str, list[str]]:
+        """Return the SOP instance UIDs of each series that is to be sent."""
+        found: dict[str, list[str]] = {}
+        for each in self.instances:
+            found.setdefault(each.series_uid or self.series_uid, []).append(each.sop_uid)
+        return found
+
 
 # Delivery, derived instance, what the destination said (or why it said nothing), and when.
 Said = tuple[int, int, int | Fault, datetime]

@@ -288,3 +288,43 @@ recall = sa.Table(  # weight files that nothing may be made with any more
     sa.Column("reason", Words, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
 )
+
+performed_step = sa.Table(  # one MPPS: what a scanner does (PS3.4 F.7)
+    "performed_step",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("uid", UID, nullable=False, unique=True),
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+)
+
+announced = sa.Table(  # which instances make a series, by the word of a scanner or an archive
+    "announced",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("source", sa.String(8), nullable=False),  # "MPPS" or "IAN"
+    sa.Column("announcement_uid", UID, nullable=False),
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("series_uid", UID, nullable=False, index=True),  # perhaps not received yet
+    sa.Column("instances", sa.JSON, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("announcement_uid", "series_uid"),
+)
+
+workitem = sa.Table(  # one unified procedure step that we have claimed (PS3.4 CC)
+    "workitem",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("uid", UID, nullable=False),
+    sa.Column("transaction_uid", UID, nullable=False),  # the key of our claim
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("series", sa.JSON, nullable=False),
+    sa.Column("progress", sa.Integer, nullable=False),
+    sa.Column("reason", Words, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("peer", "uid"),
+)

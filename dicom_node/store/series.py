@@ -1,7 +1,7 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -19,6 +19,7 @@ from dicom_node.store.arrivals import (
     NewInstance,
     Recorded,
     find,
+    find_all,
     instance_rows,
     record_all,
     to_row,
@@ -26,6 +27,7 @@ from dicom_node.store.arrivals import (
 from dicom_node.store.database import Database
 from dicom_node.together import Together
 
+AT_ONCE = 500  # UIDs of one query
 LEDGER_PARTS = {
     JobState.RECEIVING: "in_flight",
     JobState.QUEUED: "in_flight",
@@ -108,6 +110,21 @@ class SeriesStore:
         """Return the stored instance `sop_uid`, or None when it was never received."""
         with self._database.reading() as connection:
             return find(connection, sop_uid)
+
+    def study_of(self, series_id: int) -> str:
+        """Return the study of a series; empty where there is no such series."""
+        query = sa.select(schema.series.c.study_uid).where(schema.series.c.id == series_id)
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar() or ""
+
+    def here(self, sop_uids: Sequence[str]) -> set[str]:
+        """Return those of the instances whose files are kept here."""
+        found: set[str] = set()
+        with self._database.reading() as connection:
+            for first in range(0, len(sop_uids), AT_ONCE):
+                known = find_all(connection, sop_uids[first : first + AT_ONCE])
+                found |= {uid for uid, row in known.items() if row.removal_id is None}
+        return found
 
     def instances(self, series_id: int) -> list[InstanceRow]:
         """Return the instances of a series in the order of their arrival."""

@@ -37,6 +37,7 @@ from dicom_node.web.auth import (
     status_of,
 )
 from dicom_node.web.numbers import JOB_ID
+from dicom_node.web.stow import Stow
 from dicom_node.web.tokens import Role, TokenFile
 
 HERE = Path(__file__).parent
@@ -322,6 +323,7 @@ def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
             Route("/metrics", pages.metrics),
             *Api(actions=actions, guard=guard).routes(),
             *Forms(actions=actions, guard=guard).routes(),
+            *Stow(settings=settings, store=store).routes(),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(SecurityHeaders), Middleware(Gate, guard=guard)],

@@ -27,7 +27,8 @@ from dicom_node.settings import WebSettings, is_loopback
 from dicom_node.web.tokens import Role, Token, TokenFile
 
 OPEN = ("/healthz", "/login", "/static/")
-MACHINES = ("/api/", "/metrics", "/healthz")  # answered in one line, not with a page
+STOW = "/dicom-web/"
+MACHINES = ("/api/", "/metrics", "/healthz", STOW)  # answered in one line, not with a page
 MOST_SESSIONS = 1000
 MOST_ADDRESSES = 10_000
 
@@ -289,6 +290,8 @@ class Gate:
         if path == "/login" or path.startswith("/static/"):
             return None
         caller = self.guard.caller(connection)
+        if caller is not None and caller.role is Role.SENDER and not path.startswith(STOW):
+            raise Denied(403, f"{caller.name} may store images and nothing else")
         if caller is not None or not settings.closed or path in OPEN:
             return caller
         if path == "/metrics" and not settings.require_token:
@@ -338,6 +341,14 @@ def require(request: Request, role: Role) -> Caller:
     if not caller.may(role):
         has, needs = caller.role.name.lower(), role.name.lower()
         raise Denied(403, f"{caller.name} is {has}; this needs {needs}")
+    return caller
+
+
+def require_sender(request: Request, csrf: str | None) -> Caller:
+    """Return who asks if they may store images: not who may only read; raises as `require`."""
+    caller = require_change(request, Role.SENDER, csrf)
+    if caller.role is Role.VIEWER:
+        raise Denied(403, f"{caller.name} is viewer; this needs sender or operator")
     return caller
 
 

@@ -33,6 +33,7 @@ SCRYPT = {"n": 1 << 14, "r": 8, "p": 1, "dklen": 32}
 class Role(IntEnum):
     """What a token allows; each role may do what the ones below it may."""
 
+    SENDER = 0  # store images by STOW-RS, and read nothing
     VIEWER = 1  # read
     OPERATOR = 2  # decide about jobs, switch sending
     ADMIN = 3  # see and remove tokens

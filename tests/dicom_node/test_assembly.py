@@ -63,6 +63,48 @@ def test_a_rule_may_hold_for_a_person():
     assert (verdict.event, verdict.held_by, verdict.reason) == ("hold", HeldBy.RULE, "Held: look.")
 
 
+RETURNING = {
+    "peers": [
+        {"name": "mr1", "ae_title": "MR1", "host": "h", "roles": ["source", "destination"]},
+        {"name": "mr2", "ae_title": "MR2", "host": "h"},
+        {"name": "pacs", "ae_title": "PACS", "host": "h", "roles": ["destination"]},
+    ]
+}
+RULE = {"name": "any", "when": {"modality": ["MR"]}, "action": "enhance"}
+
+
+@pytest.mark.parametrize(
+    ("to", "callers", "event", "destinations", "words"),
+    [
+        (["@sender"], {"MR1"}, "enqueue", ("mr1",), "Complete"),
+        (["@sender"], {"mr1"}, "enqueue", ("mr1",), "Complete"),  # a token's name
+        (["@sender", "pacs"], {"MR1"}, "enqueue", ("pacs", "mr1"), "Complete"),
+        (["@sender"], {"MR2"}, "hold", (), "Nothing goes back to MR2"),
+        (["@sender"], {"SUBMIT"}, "hold", (), "Nothing goes back to SUBMIT"),
+        (["@sender", "pacs"], {"MR2"}, "enqueue", ("pacs",), "Nothing goes back to MR2"),
+        (["@sender"], None, "enqueue", ("@sender",), "Complete"),  # `explain`: nobody has sent it
+        ([], {"MR2"}, "enqueue", ("mr1", "pacs"), "Complete"),
+    ],
+)
+def test_a_rule_may_return_the_result_to_the_sender(to, callers, event, destinations, words):
+    settings = make_settings(RETURNING | {"rules": [RULE | {"to": to}]})
+
+    verdict = judge(stack(range(20)), settings, callers)
+
+    assert (verdict.event, verdict.destinations) == (event, destinations)
+    assert words in verdict.reason
+
+
+def test_what_cannot_be_forwarded_back_is_skipped():
+    settings = make_settings(
+        RETURNING | {"rules": [RULE | {"action": "forward", "to": ["@sender"]}]}
+    )
+
+    assert judge(stack(range(20)), settings, {"MR1"}).event == "forward"
+    verdict = judge(stack(range(20)), settings, {"MR2"})
+    assert verdict.event == "skip" and "Nothing goes back to MR2" in verdict.reason
+
+
 # --- real series --------------------------------------------------------------------------------
 
 PD_RULE = {
@@ -253,8 +295,8 @@ def test_each_series_has_its_own_clock(store):
 def test_a_slice_that_arrives_during_the_look_makes_the_decision_void(store, monkeypatch):
     job = receive(store, stack(range(20)))
 
-    def judge_while_receiving(headers, settings):
-        verdict = judge(headers, settings)
+    def judge_while_receiving(headers, settings, callers):
+        verdict = judge(headers, settings, callers)
         receive(store, [slice_at(20, 99)], NOW + IDLE)
         return verdict
 

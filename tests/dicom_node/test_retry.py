@@ -70,6 +70,18 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (Fault.NO_CONTEXT, NEVER),
         (Fault.NO_FILE, NEVER),
         (Fault.ALTERED, NEVER),
+        (Fault.MOVED, NEVER),
+        (Fault.BAD_REQUEST, NEVER),
+        (Fault.UNAUTHENTICATED, AGAIN),
+        (Fault.FORBIDDEN, NEVER),
+        (Fault.NO_SERVICE, NEVER),
+        (Fault.NOT_ACCEPTABLE, NEVER),
+        (Fault.CONFLICT, NEVER),
+        (Fault.TOO_LARGE, NEVER),
+        (Fault.BUSY, AGAIN),
+        (Fault.SERVER_ERROR, AGAIN),
+        (Fault.NO_SECRET, AGAIN),
+        (Fault.UNCONFIRMED, AGAIN),
     ],
 )
 def test_fault_has_its_verdict(fault, verdict):

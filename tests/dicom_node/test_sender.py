@@ -1,5 +1,6 @@
 """Deliveries to real associations on loopback: statuses, retries, the switch, a crash."""
 
+import json
 import os
 import signal
 import socket
@@ -13,13 +14,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from pydicom import dcmread
 
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
-from dicom_node.sender import MOST_AHEAD, Lanes, Sender
+from dicom_node.sender import MOST_AHEAD, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
+from tests.webserver import Told, web_server
 
 LATER = NOW + timedelta(hours=2)
 
@@ -44,8 +48,10 @@ def publish(
     The last `companions` of its `count` instances belong to another series, ``2.25.<number>.1``.
     """
     items = write_series(folder, count)
+    first = dcmread(items[0].path, stop_before_pixels=True)
     new = NewInstance(
-        sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}", study_uid="1",
+        sop_uid=f"1.2.{number}", sop_class=MR, series_uid=f"1.{number}",
+        study_uid=str(first.StudyInstanceUID),
         modality="MR", description="t1", path=folder / "x", bytes=1, sha256="0" * 64,
         attributes_sha256="0" * 64, transfer_syntax="1.2.840.10008.1.2.1", calling_ae="MR1",
         header={},
@@ -65,7 +71,7 @@ def publish(
         for place, item in enumerate(items)
     )
     derived = DerivedSeries(
-        series_uid=f"2.25.{number}", instances=instances, recipe_digest="a" * 64,
+        series_uid=str(first.SeriesInstanceUID), instances=instances, recipe_digest="a" * 64,
         weights_sha256="b" * 64, figures={},
     )  # fmt: skip
     store.jobs.publish(job_id, "w", derived, destinations, NOW)
@@ -328,7 +334,7 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
 CRASHING = """
 import sys
 from pathlib import Path
-from dicom_node.sender import MOST_AHEAD, Lanes, Sender
+from dicom_node.sender import Sender
 from dicom_node.settings import Settings
 from dicom_node.store import open_store
 settings = Settings.model_validate_json(sys.stdin.read())
@@ -428,3 +434,49 @@ def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
 
     [figures] = store.series.listing()[0]["deliveries"]
     assert (figures["sent"], figures["failed"]) == (2, 2)
+
+
+def test_each_destination_goes_its_own_way_whatever_its_protocol(store, tmp_path):
+    """One is refused an instance for now, one for good, one has everything."""
+    job_id = publish(store, tmp_path / "a", destinations=("pacs", "busy", "strict"))
+    [task, *_] = store.deliveries.due(NOW)
+    uids = [each.sop_uid for each in task.instances]
+
+    def refusing(reason):
+        def answer(asked):
+            if asked.method == "GET":
+                return Told(status=404)
+            failed = {"00081155": {"vr": "UI", "Value": uids[:1]}}
+            failed["00081197"] = {"vr": "US", "Value": [reason]}
+            stored = [{"00081155": {"vr": "UI", "Value": [uid]}} for uid in uids[1:]]
+            document = {"00081198": {"vr": "SQ", "Value": [failed]}}
+            document["00081199"] = {"vr": "SQ", "Value": stored}
+            return Told(status=202, body=json.dumps([document]).encode())
+
+        return answer
+
+    with (
+        LoopbackArchive(tmp_path / "archive") as archive,
+        web_server(refusing(0xA700)) as busy,
+        web_server(refusing(0xC000)) as strict,
+    ):
+        web = {"protocol": "dicomweb", "roles": ["destination"]}
+        settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
+        peers = [
+            *(peer.model_dump(mode="json") for peer in settings.peers),
+            web | {"name": "busy", "url": busy.url},
+            web | {"name": "strict", "url": strict.url},
+        ]
+        settings = rig_settings(tmp_path, peers=peers)
+        Sender(store, settings, clock=lambda: NOW, rng=Random(1)).run_once(NOW)
+
+        states = {row["destination"]: row["state"] for row in store.deliveries.of_job(job_id)}
+        assert states == {"pacs": "SENT", "busy": "PENDING", "strict": "DEAD"}
+        again = {one.destination: one.instances for one in store.deliveries.due(LATER)}
+        assert [each.sop_uid for each in again["busy"]] == uids[:1]
+        Sender(store, settings, clock=lambda: LATER, rng=Random(1)).run_once(LATER)
+        posts = [asked for asked in busy.asked if asked.method == "POST"]
+
+    assert len(posts) == 2
+    assert posts[1].body.count(b"Content-Type: application/dicom") == 1
+    assert "0xC000" in delivery(store, job_id, "strict")["reason"]

@@ -180,7 +180,7 @@ def test_an_impossible_value_is_refused_and_named(section, key, value, words):
     ("data", "words"),
     [
         ({"peers": [PACS, PACS]}, "the name 'pacs' stands there twice"),
-        ({"peers": [{"name": "a"}]}, "peers[0].ae_title is missing"),
+        ({"peers": [{"name": "a"}]}, "needs an ae_title"),
         ({"peers": [PACS | {"host": ""}]}, "needs a host"),
         ({"peers": [PACS | {"roles": []}]}, "needs a role"),
         ({"peers": [PACS | {"roles": ["reader"]}]}, "peers[0].roles[0]"),

@@ -54,14 +54,20 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin:/usr/local/bin")
 
 
-PLUGINS = ["/usr/share/orthanc/plugins"]
+PLUGINS = "/usr/share/orthanc/plugins"  # of Debian: all that is installed
+DICOMWEB = f"{PLUGINS}/libOrthancDicomWeb.so"  # of its package orthanc-dicomweb
 
 
 class Orthanc:
     """A real archive with its own folder; knows the node by its AE title."""
 
     def __init__(
-        self, folder: Path, node_port: int, ae_title: str = "ORTHANC", *, plugins: bool = False
+        self,
+        folder: Path,
+        node_port: int,
+        ae_title: str = "ORTHANC",
+        *,
+        plugins: Sequence[str] = (),  # files or folders; none, because it starts quickly so
     ) -> None:
         self.folder, self.ae_title = folder, ae_title
         self.port, self.http = free_port(), free_port()
@@ -79,8 +85,9 @@ class Orthanc:
                     "IndexDirectory": str(folder / "db"),
                     "SyncStorageArea": True,
                     "StableAge": 5,
-                    "Plugins": PLUGINS if plugins else [],
+                    "Plugins": list(plugins),
                     "OverwriteInstances": False,
+                    "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
                     "DicomModalities": {
                         "node": {"AET": "SRNODE", "Host": "127.0.0.1", "Port": node_port}
                     },
@@ -115,6 +122,11 @@ class Orthanc:
             self.process.send_signal(how)
             self.process.wait(20)
 
+    @property
+    def url(self) -> str:
+        """The root of its DICOMweb services."""
+        return f"http://127.0.0.1:{self.http}/dicom-web"
+
     def get(self, path: str) -> Any:
         """Return the JSON of a REST resource."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=20) as reply:
@@ -138,6 +150,37 @@ class Orthanc:
                 path.write_bytes(reply.read())
                 paths.append(path)
         return paths
+
+
+class Dcmqrscp:
+    """dcmtk's image archive, which knows the node by its AE title, or not."""
+
+    def __init__(self, folder: Path, node_port: int | None) -> None:
+        self.folder, self.port, self.ae_title = folder, free_port(), "QRSCP"
+        (folder / "db").mkdir(parents=True)
+        host = f"node = (SRNODE, 127.0.0.1, {node_port})\n" if node_port else ""
+        self.config = folder / "dcmqrscp.cfg"
+        self.config.write_text(
+            f"NetworkTCPPort = {self.port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
+            f"HostTable BEGIN\n{host}HostTable END\n"
+            "VendorTable BEGIN\nVendorTable END\n"
+            f"AETable BEGIN\n{self.ae_title} {folder / 'db'} RW (200, 1024mb) ANY\nAETable END\n"
+        )
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> "Dcmqrscp":
+        """Start it and wait until it listens."""
+        log = (self.folder / "dcmqrscp.log").open("ab")
+        command = [find_program("dcmqrscp"), "-v", "-c", str(self.config)]
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+        wait_for("dcmqrscp listens", lambda: listens(self.port), 30)
+        return self
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
 
 
 class Node:

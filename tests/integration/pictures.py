@@ -23,7 +23,7 @@ from sr_engine.dicom.template import JobIdentity
 from sr_engine.model.bundle import load
 from sr_engine.pipeline import enhance
 from sr_engine.recipe import Recipe
-from tests.integration.partners import Orthanc, find_program, free_port
+from tests.integration.partners import PLUGINS, Orthanc, find_program, free_port
 
 KINDS = ["classic", *(f"classic+{name}" for name in COMPANIONS)]
 SLICES = 16  # of the middle of the head: a picture needs no more
@@ -123,7 +123,7 @@ def main(out: Path) -> None:
     with TemporaryDirectory() as made:
         folder = Path(made)
         files = derived(folder)
-        archive = Orthanc(folder / "orthanc", free_port(), plugins=True).start()
+        archive = Orthanc(folder / "orthanc", free_port(), plugins=[PLUGINS]).start()
         try:
             for paths in files.values():
                 store(archive, paths)

@@ -7,10 +7,10 @@ import time
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import build_context, build_role
 from pynetdicom.sop_class import MRImageStorage, Verification
 
-from dicom_node.network import pynetdicom_scu
+from dicom_node.network import pynetdicom_scu, transport
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.retry import Fault
 from tests.rigs import destination, pacs, write_series
@@ -36,6 +36,26 @@ def test_socket_of_ours_sends_at_once(items):
         pynetdicom_scu.part(association)
 
     assert ours and all(options)
+
+
+def test_roles_that_are_asked_for_are_negotiated():
+    ae = AE(ae_title="PACS")
+    ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+    server = transport.listen(ae, ("127.0.0.1", 0), [])
+    try:
+        association = pynetdicom_scu.associate(
+            destination(server.server_address[1], "PACS"),
+            "SRNODE",
+            [build_context(MRImageStorage)],
+            HASTY,
+            roles=[build_role(MRImageStorage, scp_role=True)],
+        )
+        [context] = association.accepted_contexts
+        pynetdicom_scu.part(association)
+    finally:
+        transport.close(server, 0.0)
+
+    assert (context.as_scu, context.as_scp) == (False, True)
 
 
 def lose_the_processor(event):

@@ -180,7 +180,8 @@ def test_an_admin_removes_a_token_and_its_sessions(closed):
         assert operator.get("/").headers["location"] == "/login"
     with closed.client("operator") as gone:
         assert gone.get("/api/jobs").status_code == 401
-    assert {one["name"] for one in listed.json()["tokens"]} == {"viewer", "operator", "admin"}
+    names = {one["name"] for one in listed.json()["tokens"]}
+    assert names == {"sender", "viewer", "operator", "admin"}
     assert {name for one in listed.json()["tokens"] for name in one} == {
         "name",
         "role",

@@ -1,0 +1,183 @@
+"""Storing at a DICOMweb server: STOW-RS, with a status for every instance (PS3.18 10.5)."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from dicom_node.multipart import DICOM, TYPE, closing, opening
+from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.dicomweb import PIECE_BYTES, text
+from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.network.scu import Item, Outcome, sendable
+from dicom_node.pixel_files import sha256_of
+from dicom_node.retry import Fault, Verdict, http_fault
+from dicom_node.settings import PeerSettings
+
+STORED, ALREADY_THERE, PROCESSING_FAILURE = 0x0000, 0x0111, 0x0110
+ANSWERED = (200, 202, 409)  # with the status of each instance (PS3.18 10.5.3)
+MOST_AT_ONCE, MOST_BYTES_AT_ONCE = 16, 64 * 2**20  # of one request
+STORED_ITEMS, FAILED_ITEMS = "00081199", "00081198"
+REFERENCED, WARNING, FAILURE = "00081155", "00081196", "00081197"
+
+
+def send(
+    items: Sequence[Item],
+    peer: PeerSettings,
+    *,
+    timeouts: Timeouts,
+    proceed: Callable[[], bool] = lambda: True,
+    there: Callable[[], set[str]] = set,
+) -> Iterator[Outcome]:
+    """Yield one outcome per instance that was tried, as soon as it is known.
+
+    What keeps a whole request from being answered is the outcome of its first instance, and
+    nothing is tried after it.
+
+    Parameters
+    ----------
+    proceed
+        Asked before every request; False ends the sending there.
+    there
+        What the server has of these instances by its own word: asked when it refuses some, because
+        servers differ in how they refuse what they have already.
+    """
+    waiting = []
+    for item in items:
+        fault = unsendable(item)
+        if fault is None:
+            waiting.append(item)
+        else:
+            yield fault
+    at_once = MOST_AT_ONCE
+    while waiting and proceed():
+        batch = first_batch(waiting, at_once)
+        try:
+            outcomes = list(store(batch, peer, timeouts))
+        except WebFault as fault:
+            if fault.fault is Fault.TOO_LARGE and len(batch) > 1:
+                at_once = len(batch) // 2
+                continue
+            yield Outcome(item=batch[0], fault=fault.fault, comment=fault.comment)
+            return
+        yield from as_found(outcomes, there)
+        waiting = waiting[len(batch) :]
+
+
+def unsendable(item: Item) -> Outcome | None:
+    """Return why a file cannot be sent."""
+    found = sendable(item)
+    if isinstance(found, Outcome):
+        return found
+    if item.sha256 not in (None, sha256_of(item.path)):
+        return Outcome(item=item, fault=Fault.ALTERED, comment="its SHA-256 differs")
+    return None
+
+
+def first_batch(waiting: Sequence[Item], most: int) -> Sequence[Item]:
+    """Return the instances of the next request: at least one."""
+    count, size = 0, 0
+    for item in waiting[:most]:
+        size += item.path.stat().st_size
+        if count and size > MOST_BYTES_AT_ONCE:
+            break
+        count += 1
+    return waiting[:count]
+
+
+def store(batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Iterator[Outcome]:
+    """Yield the outcome of each instance of one request; raise WebFault without any."""
+    boundary = secrets.token_hex(16)
+    try:
+        reply = post(boundary, batch, peer, timeouts)
+    except OSError as error:  # a file went away meanwhile
+        raise WebFault(Fault.NO_FILE, type(error).__name__) from error
+    if reply.status_code not in ANSWERED:
+        raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
+    statuses = statuses_in(reply)
+    if not statuses and reply.status_code == 409:
+        raise WebFault(Fault.CONFLICT, "HTTP 409")
+    unnamed: int | Fault = (
+        STORED if reply.status_code == 200 and not statuses else Fault.UNCONFIRMED
+    )
+    for item in batch:
+        yield Outcome(item=item, fault=statuses.get(item.sop_uid, unnamed))
+
+
+def post(
+    boundary: str, batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts
+) -> httpx.Response:
+    """Return the answer to one request."""
+    length = sum(len(piece) for piece in frame(boundary, len(batch)))
+    length += sum(item.path.stat().st_size for item in batch)
+    headers = {
+        "Accept": JSON,
+        "Content-Type": f'{TYPE}; type="{DICOM}"; boundary={boundary}',
+        "Content-Length": str(length),  # many servers take no chunked body
+    }
+    with connected(peer, timeouts, length) as client:
+        return client.post(f"{peer.url}/studies", content=body(boundary, batch), headers=headers)
+
+
+def frame(boundary: str, count: int) -> Iterator[bytes]:
+    """Yield what stands around the files of a body."""
+    yield from (opening(boundary, DICOM, first=not number) for number in range(count))
+    yield closing(boundary)
+
+
+def body(boundary: str, batch: Sequence[Item]) -> Iterator[bytes]:
+    """Yield a body piece by piece."""
+    around = frame(boundary, len(batch))
+    for item in batch:
+        yield next(around)
+        yield from pieces(item.path)
+    yield next(around)
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file piece by piece."""
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+
+
+def statuses_in(reply: httpx.Response) -> dict[str, int]:
+    """Return the status of every instance that the answer to STOW-RS names."""
+    try:
+        found = json.loads(reply.content)
+    except ValueError:
+        return {}
+    document = found[0] if isinstance(found, list) and found else found
+    if not isinstance(document, dict):
+        return {}
+    statuses = {uid: code for uid, code in named(document, STORED_ITEMS, WARNING, STORED)}
+    return statuses | dict(named(document, FAILED_ITEMS, FAILURE, PROCESSING_FAILURE))
+
+
+def named(
+    document: Mapping[str, Any], sequence: str, reason: str, default: int
+) -> Iterator[tuple[str, int]]:
+    """Yield the instances of a sequence with the reason that each item states."""
+    element = document.get(sequence)
+    items = element.get("Value") if isinstance(element, dict) else None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and (uid := text(item, REFERENCED)):
+            code = text(item, reason)
+            yield uid, int(code) if code.isdigit() else default
+
+
+def as_found(outcomes: Sequence[Outcome], there: Callable[[], set[str]]) -> Iterator[Outcome]:
+    """Yield the outcomes, those that were refused because the server has them as what they are."""
+    present: set[str] = set()
+    if any(one.verdict is Verdict.PERMANENT for one in outcomes):
+        with suppress(AssociationFault):  # then its refusals stand
+            present = there()
+    for one in outcomes:
+        if one.verdict is Verdict.PERMANENT and one.item.sop_uid in present:
+            yield Outcome(item=one.item, fault=ALREADY_THERE)
+        else:
+            yield one

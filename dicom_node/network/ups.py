@@ -1,0 +1,234 @@
+"""UPS-RS as a client: the work that a manager has for us, and what became of it (PS3.18 11).
+
+The words of PS3.4 CC hold: who claims a workitem holds the key of it, a transaction UID, and nobody
+else changes it from then on.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from dicom_node.network.connecting import Timeouts
+from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text
+from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.retry import Fault, http_fault
+from dicom_node.settings import PeerSettings
+from dicom_node.store import Reference
+
+SCHEDULED, IN_PROGRESS, COMPLETED, CANCELED = "SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"
+GONE = (Fault.CONFLICT, Fault.NO_SERVICE, Fault.BAD_REQUEST, Fault.FORBIDDEN)
+STATE, TRANSACTION, INPUTS = "00741000", "00081195", "00404021"
+WORK_CODE, CODE, SCHEME, MEANING = "00404018", "00080100", "00080102", "00080104"
+PROGRESS_OF, PROGRESS, TOLD = "00741002", "00741004", "00741006"
+CANCELED_AT, WHY_CODE, WHY = "00404052", "0074100E", "00741238"
+PERFORMED, STATION, DONE_CODE = "00741216", "00404028", "00404019"
+BEGAN, ENDED, OUTPUTS, KIND = "00404050", "00404051", "00404033", "0040E020"
+REFERENCES, CLASS, UID = "00081199", "00081150", "00081155"
+BY_MOVE, BY_WEB, AE_TITLE, URL = "0040E021", "0040E025", "00080054", "00081190"
+UNSPECIFIED = ("110513", "DCM", "Discontinued for unspecified reason")
+LONGEST_TEXT = 1024  # of a reason (VR LT, ST)
+
+
+class Lost(WebFault):
+    """The workitem is not ours, or not any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One series that a workitem is about, and where it can be had."""
+
+    study_uid: str
+    series_uid: str
+    ae_title: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workitem:
+    """One unified procedure step as the manager shows it."""
+
+    uid: str
+    state: str
+    code: tuple[str, str, str]
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One series that was made, and a destination that has it."""
+
+    study_uid: str
+    series_uid: str
+    instances: tuple[Reference, ...]
+    ae_title: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """When the work began, and when it ended."""
+
+    began: datetime
+    ended: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manager:
+    """A peer that has a worklist."""
+
+    peer: PeerSettings
+    title: str
+    timeouts: Timeouts
+
+    def scheduled(self) -> list[Workitem]:
+        """Return the workitems of our code that nobody has claimed; raise WebFault."""
+        keys = {"ProcedureStepState": SCHEDULED}
+        keys |= {"ScheduledWorkitemCodeSequence.CodeValue": self.peer.worklist_code}
+        with connected(self.peer, self.timeouts) as client:
+            found = query(client, f"{self.peer.url}/workitems", keys | {"includefield": "all"})
+        # A manager that ignores a key would have us take anybody's work.
+        return [
+            one
+            for one in map(workitem_in, found)
+            if one.state == SCHEDULED and one.code[0] == self.peer.worklist_code and one.uid
+        ]
+
+    def claim(self, uid: str, transaction_uid: str) -> None:
+        """Make a workitem ours; raise Lost where somebody was faster."""
+        self._change(uid, IN_PROGRESS, transaction_uid)
+
+    def tell(self, uid: str, transaction_uid: str, percent: int, words: str) -> None:
+        """Say how far we are; raise Lost where it is not ours any more."""
+        progress = {PROGRESS: value("DS", str(percent)), TOLD: value("ST", words[:LONGEST_TEXT])}
+        self._update(uid, transaction_uid, {PROGRESS_OF: sequence(progress)})
+
+    def complete(
+        self, workitem: Workitem, transaction_uid: str, outputs: Sequence[Output], at: Times
+    ) -> None:
+        """Say what was made, and that it is done."""
+        performed = {
+            STATION: sequence(coded(self.title, "99DICOMNODE", self.title)),
+            BEGAN: value("DT", dicom_time(at.began)),
+            ENDED: value("DT", dicom_time(at.ended)),
+            DONE_CODE: sequence(coded(*workitem.code)),
+            OUTPUTS: sequence(*map(output_item, outputs)),
+        }
+        progress = {PROGRESS: value("DS", "100")}
+        said = {PROGRESS_OF: sequence(progress), PERFORMED: sequence(performed)}
+        self._update(workitem.uid, transaction_uid, said)
+        self._change(workitem.uid, COMPLETED, transaction_uid)
+
+    def cancel(self, uid: str, transaction_uid: str, reason: str, now: datetime) -> None:
+        """Say why it cannot be done, and give it up."""
+        progress = {
+            CANCELED_AT: value("DT", dicom_time(now)),
+            WHY_CODE: sequence(coded(*UNSPECIFIED)),
+            WHY: value("LT", reason[:LONGEST_TEXT]),
+        }
+        self._update(uid, transaction_uid, {PROGRESS_OF: sequence(progress)})
+        self._change(uid, CANCELED, transaction_uid)
+
+    def _change(self, uid: str, state: str, transaction_uid: str) -> None:
+        said = {STATE: value("CS", state), TRANSACTION: value("UI", transaction_uid)}
+        self._put("PUT", f"{self.peer.url}/workitems/{uid}/state", said)
+
+    def _update(self, uid: str, transaction_uid: str, said: Mapping[str, Any]) -> None:
+        said = {**said, TRANSACTION: value("UI", transaction_uid)}
+        url = f"{self.peer.url}/workitems/{uid}"
+        self._put("POST", url, said, {"transaction": transaction_uid})
+
+    def _put(
+        self,
+        method: str,
+        url: str,
+        said: Mapping[str, Any],
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = {"Content-Type": JSON, "Accept": JSON}
+        body = json.dumps([said])
+        with connected(self.peer, self.timeouts) as client:
+            reply = client.request(method, url, content=body, headers=headers, params=params)
+        refuse(reply)
+
+
+def refuse(reply: httpx.Response) -> None:
+    """Raise what a refusal means; a success is nothing."""
+    if reply.is_success:
+        return
+    fault, words = http_fault(reply.status_code), f"HTTP {reply.status_code}"
+    raise (Lost if fault in GONE else WebFault)(fault, words)
+
+
+def workitem_in(document: Mapping[str, Any]) -> Workitem:
+    """Return a workitem of the manager's answer."""
+    code = first_item(document, WORK_CODE)
+    return Workitem(
+        uid=text(document, INSTANCE),
+        state=text(document, STATE),
+        code=(text(code, CODE), text(code, SCHEME), text(code, MEANING)),
+        inputs=tuple(
+            Input(
+                study_uid=text(item, STUDY),
+                series_uid=text(item, SERIES),
+                ae_title=text(first_item(item, BY_MOVE), AE_TITLE),
+                url=text(first_item(item, BY_WEB), URL),
+            )
+            for item in items(document, INPUTS)
+            if text(item, SERIES)
+        ),
+    )
+
+
+def items(document: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
+    """Return the items of a sequence."""
+    element = document.get(tag)
+    found = element.get("Value") if isinstance(element, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def first_item(document: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
+    """Return the first item of a sequence, an empty one where there is none."""
+    return next(iter(items(document, tag)), {})
+
+
+def value(vr: str, *values: Any) -> dict[str, Any]:
+    """Return an element in the DICOM JSON model (PS3.18 F)."""
+    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
+
+
+def sequence(*members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sequence element."""
+    return value("SQ", *members)
+
+
+def coded(code: str, scheme: str, meaning: str) -> dict[str, Any]:
+    """Return a code as an item."""
+    return {CODE: value("SH", code), SCHEME: value("SH", scheme), MEANING: value("LO", meaning)}
+
+
+def output_item(one: Output) -> dict[str, Any]:
+    """Return what was made as an item (PS3.3 C.30.3)."""
+    references = [
+        {CLASS: value("UI", each.sop_class), UID: value("UI", each.sop_uid)}
+        for each in one.instances
+    ]
+    item = {
+        KIND: value("CS", "DICOM"),
+        STUDY: value("UI", one.study_uid),
+        SERIES: value("UI", one.series_uid),
+        REFERENCES: sequence(*references),
+    }
+    if one.url:
+        item[BY_WEB] = sequence({URL: value("UR", one.url)})
+    if one.ae_title:
+        item[BY_MOVE] = sequence({AE_TITLE: value("AE", one.ae_title)})
+    return item
+
+
+def dicom_time(at: datetime) -> str:
+    """Return an instant as a value of VR DT."""
+    return at.strftime("%Y%m%d%H%M%S.%f%z")

@@ -1,0 +1,199 @@
+"""Work that a manager schedules is claimed once, done, and reported, whatever breaks meanwhile."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node import assembly
+from dicom_node.network.archive import LoopbackArchive
+from dicom_node.performer import Performer
+from dicom_node.sender import Sender
+from dicom_node.states import JobState
+from dicom_node.store import open_store
+from dicom_node.worker import Worker
+from tests import phantoms
+from tests.dicom_node.nodes import ANY_MR, copying_engine
+from tests.rigs import rig_settings
+from tests.ups_manager import element, task_manager
+
+UID = "1.2.826.0.1.99"
+
+
+class Line:
+    """A node with a worklist, driven step by step."""
+
+    def __init__(self, folder, manager, archive):
+        vna = {"name": "manager", "protocol": "dicomweb", "url": manager.url}
+        vna |= {"worklist_code": "AI-SR", "commitment": False}
+        pacs = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}
+        self.settings = rig_settings(
+            folder,
+            peers=[vna, pacs | {"roles": ["destination"]}],
+            rules=[ANY_MR | {"to": ["pacs"]}],
+            assembly={"idle_s": 1.0, "min_slices": 2},
+        )
+        self.store = open_store(self.settings.database_url)
+        self.now = datetime.now(UTC)
+        self.performer = self.new_performer()
+
+    def new_performer(self):
+        """Return a performer that knows only what is in the database."""
+        return Performer(self.store, self.settings, clock=lambda: self.now)
+
+    def look(self, times=1):
+        for _ in range(times):
+            self.performer.run_once()
+
+    def enhance(self, **engine):
+        later = datetime.now(UTC) + timedelta(seconds=5)
+        assembly.tick(self.store, self.settings, later)
+        Worker(self.settings, self.store, engine=copying_engine(**engine)).run_once()
+
+    def send(self):
+        Sender(self.store, self.settings).run_once(datetime.now(UTC))
+
+    @property
+    def claim(self):
+        [one] = self.store.workitems.listing()
+        return one
+
+
+@pytest.fixture
+def manager(tmp_path):
+    paths = phantoms.corner_series(tmp_path / "scan").paths
+    with task_manager(paths) as running:
+        yield running
+
+
+@pytest.fixture
+def line(tmp_path, manager):
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        made = Line(tmp_path / "state", manager, archive)
+        yield made
+        made.store.close()
+
+
+def test_a_task_is_claimed_fetched_done_and_completed_with_its_outputs(line, manager):
+    manager.schedule(UID)
+    line.look(2)  # claim, fetch
+    assert manager.state(UID) == "IN PROGRESS"
+    assert line.store.series.listing()[0]["instances"] == len(manager.images)
+    line.enhance()
+    line.look()
+    assert manager.progress(UID)["00741004"]["Value"] == ["90"]
+    assert manager.state(UID) == "IN PROGRESS", "the archive does not have it yet"
+    line.send()
+    line.look()
+
+    assert manager.state(UID) == "COMPLETED"
+    [job] = line.store.jobs.of_series(line.store.series.listing()[0]["series_uid"])
+    [output] = manager.performed(UID)["00404033"]["Value"]
+    derived = line.store.jobs.derived(job.id)
+    assert output["0020000E"]["Value"] == [job.derived_series_uid]
+    assert output["0020000D"]["Value"] == [str(dcmread(derived[0].path).StudyInstanceUID)]
+    assert output["0040E021"]["Value"][0]["00080054"]["Value"] == ["ARCHIVE"]
+    told = {one["00081155"]["Value"][0] for one in output["00081199"]["Value"]}
+    assert told == {one.sop_uid for one in derived}
+    assert line.claim.state == "COMPLETED"
+
+    line.look(3)
+    assert manager.history.count((UID, "IN PROGRESS")) == 1
+
+
+def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(line, manager):
+    manager.schedule("1.2.1", code="OTHER")
+    for number in range(2, 6):
+        manager.schedule(f"1.2.{number}")
+
+    line.look()
+
+    states = [manager.state(f"1.2.{number}") for number in range(1, 6)]
+    assert states == ["SCHEDULED", "IN PROGRESS", "IN PROGRESS", "SCHEDULED", "SCHEDULED"]
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, manager):
+    manager.schedule(UID)
+    manager.lose_answers_to.add("claim")
+    line.look()
+    assert (manager.state(UID), line.claim.state) == ("IN PROGRESS", "CLAIMING")
+    manager.lose_answers_to.clear()
+    line.performer = line.new_performer()
+
+    line.look(2)
+
+    assert line.claim.state == "WORKING"
+    assert len(manager.keys) == 1
+
+
+def test_who_was_faster_keeps_the_work(line, manager):
+    manager.schedule(UID)
+    manager.lose_answers_to.add("claim")
+    line.look()
+    manager.keys[UID] = "2.25.1"  # somebody else's, as it turns out
+    manager.lose_answers_to.clear()
+
+    line.look()
+
+    assert line.claim.state == "LOST"
+    assert manager.history == [(UID, "IN PROGRESS")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"0040E025": element("SQ", {"00081190": element("UR", "http://evil.example/x")})},
+         "which is no source here"),
+        ({"0020000E": element("UI", "1.2.3.4")}, "has nothing of that series"),
+    ],
+)  # fmt: skip
+def test_images_that_cannot_be_had_are_waited_for_and_then_the_work_is_given_back(
+    line, manager, inputs, words
+):
+    manager.schedule(UID, **inputs)
+    line.look(3)
+    assert manager.state(UID) == "IN PROGRESS"
+    line.now += timedelta(seconds=3601)
+
+    line.look()
+
+    assert manager.state(UID) == "CANCELED"
+    assert words in manager.progress(UID)["00741238"]["Value"][0]
+    assert line.claim.state == "CANCELED"
+
+
+def test_a_series_that_is_skipped_gives_the_work_back_with_the_reason(line, manager):
+    settings = line.settings.model_copy(update={"rules": ()})
+    manager.schedule(UID)
+    line.look(2)
+    assembly.tick(line.store, settings, datetime.now(UTC) + timedelta(seconds=5))
+
+    line.look()
+
+    assert manager.state(UID) == "CANCELED"
+    [job] = line.store.jobs.of_series(line.store.series.listing()[0]["series_uid"])
+    assert job.state is JobState.SKIPPED
+    assert manager.progress(UID)["00741238"]["Value"] == [job.reason]
+
+
+def test_a_held_result_keeps_the_work_in_progress_and_says_why(line, manager):
+    manager.schedule(UID)
+    line.look(2)
+    line.enhance(passed=False)
+
+    line.look()
+
+    assert manager.state(UID) == "IN PROGRESS"
+    assert "twice the noise" in manager.progress(UID)["00741006"]["Value"][0]
+
+
+def test_a_manager_that_is_away_is_asked_again(line, manager, monkeypatch):
+    manager.schedule(UID)
+    monkeypatch.setattr(manager, "_search", lambda asked: 1 / 0)
+    line.look()
+    assert line.store.workitems.listing() == []
+    monkeypatch.undo()
+
+    line.look()
+
+    assert line.claim.state == "CLAIMED"

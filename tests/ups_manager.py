@@ -1,0 +1,151 @@
+"""A task manager on loopback: UPS-RS with the rules of PS3.4 CC, and the images beside it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+
+from dicom_node.multipart import closing, opening
+from tests.webserver import Asked, Told, web_server
+
+STATE, TRANSACTION, CODES, INPUTS = "00741000", "00081195", "00404018", "00404021"
+PROGRESS, PERFORMED = "00741002", "00741216"
+# What must be there before COMPLETED (PS3.4 table CC.2.5-3, final state "R" or "P").
+FINAL = ("00404028", "00404050", "00404051", "00404019", "00404033")
+
+
+def element(vr: str, *values: Any) -> dict[str, Any]:
+    """Return an element in DICOM JSON."""
+    return {"vr": vr, "Value": list(values)}
+
+
+@dataclass(kw_only=True)
+class TaskManager:
+    """Workitems by UID, the images that can be fetched, and how to fail next."""
+
+    images: Sequence[Path] = ()
+    url: str = ""
+    workitems: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)  # the transaction UID of each claim
+    history: list[tuple[str, str]] = field(default_factory=list)  # what was accepted
+    lose_answers_to: set[str] = field(default_factory=set)  # "claim": taken, answered with 500
+
+    def schedule(self, uid: str, code: str = "AI-SR", **input_values: Any) -> None:
+        """Add a workitem about the images."""
+        header = dcmread(self.images[0], stop_before_pixels=True)
+        wanted = {
+            "0020000D": element("UI", str(header.StudyInstanceUID)),
+            "0020000E": element("UI", str(header.SeriesInstanceUID)),
+            "0040E025": element("SQ", {"00081190": element("UR", f"{self.url}/studies/1")}),
+        }
+        coded = {"00080100": element("SH", code), "00080102": element("SH", "99TEST")}
+        coded["00080104"] = element("LO", "Super-resolution")
+        self.workitems[uid] = {
+            "00080018": element("UI", uid),
+            STATE: element("CS", "SCHEDULED"),
+            CODES: element("SQ", coded),
+            INPUTS: element("SQ", wanted | input_values),
+        }
+
+    def state(self, uid: str) -> str:
+        """Return the state of a workitem."""
+        return self.workitems[uid][STATE]["Value"][0]
+
+    def progress(self, uid: str) -> dict[str, Any]:
+        """Return the progress information of a workitem."""
+        return self.workitems[uid][PROGRESS]["Value"][0]
+
+    def performed(self, uid: str) -> dict[str, Any]:
+        """Return what was performed."""
+        return self.workitems[uid][PERFORMED]["Value"][0]
+
+    def answer(self, asked: Asked) -> Told:
+        """Return the answer to one request."""
+        parts = asked.path.removeprefix("/web/").split("/")
+        if parts[0] == "workitems" and len(parts) == 1:
+            return self._search(asked)
+        if parts[0] == "workitems" and parts[1] not in self.workitems:
+            return Told(status=404)
+        if parts[0] == "workitems" and asked.method == "PUT" and parts[2:] == ["state"]:
+            return self._change(parts[1], json.loads(asked.body)[0])
+        if parts[0] == "workitems" and asked.method == "POST" and len(parts) == 2:
+            return self._update(parts[1], asked)
+        if asked.method == "GET":
+            return self._images(parts)
+        return Told(status=405)
+
+    def _search(self, asked: Asked) -> Told:
+        [state] = asked.query["ProcedureStepState"]
+        if asked.query.get("offset", ["0"]) != ["0"]:
+            return Told(status=204)
+        return as_json([one for uid, one in self.workitems.items() if self.state(uid) == state])
+
+    def _change(self, uid: str, said: dict[str, Any]) -> Told:
+        state, key = said[STATE]["Value"][0], said[TRANSACTION]["Value"][0]
+        if state == "IN PROGRESS":
+            if self.state(uid) != "SCHEDULED":
+                return Told(status=409)
+            self.keys[uid] = key
+        elif self.state(uid) != "IN PROGRESS" or self.keys[uid] != key:
+            return Told(status=409)
+        elif state == "COMPLETED" and not self._may_complete(uid):
+            return Told(status=409)
+        self.workitems[uid][STATE] = element("CS", state)
+        self.history.append((uid, state))
+        lost = "claim" in self.lose_answers_to and state == "IN PROGRESS"
+        return Told(status=500 if lost else 200)
+
+    def _may_complete(self, uid: str) -> bool:
+        performed = self.workitems[uid].get(PERFORMED, {}).get("Value", [{}])[0]
+        return all(performed.get(tag, {}).get("Value") for tag in FINAL)
+
+    def _update(self, uid: str, asked: Asked) -> Told:
+        said = json.loads(asked.body)[0]
+        key = said.pop(TRANSACTION)["Value"][0]
+        if self.state(uid) != "IN PROGRESS" or self.keys[uid] != key:
+            return Told(status=409)
+        if asked.query.get("transaction") != [key] or STATE in said:
+            return Told(status=400)
+        self.workitems[uid] |= said
+        self.history.append((uid, "update"))
+        return Told()
+
+    def _images(self, parts: list[str]) -> Told:
+        headers = [dcmread(path, stop_before_pixels=True) for path in self.images]
+        if parts[-1] in ("series", "instances"):
+            rows = [
+                {
+                    "0020000D": element("UI", str(one.StudyInstanceUID)),
+                    "0020000E": element("UI", str(one.SeriesInstanceUID)),
+                    "00080018": element("UI", str(one.SOPInstanceUID)),
+                    "00080060": element("CS", "MR"),
+                }
+                for one in headers
+            ]
+            return as_json(rows if parts[-1] == "instances" else rows[:1])
+        framed = [
+            opening("xyz", "application/dicom", first=not number) + path.read_bytes()
+            for number, path in enumerate(self.images)
+        ]
+        kind = 'multipart/related; type="application/dicom"; boundary=xyz'
+        return Told(body=b"".join(framed) + closing("xyz"), headers={"Content-Type": kind})
+
+
+def as_json(document: Any) -> Told:
+    """Return a document in DICOM JSON."""
+    return Told(
+        body=json.dumps(document).encode(), headers={"Content-Type": "application/dicom+json"}
+    )
+
+
+@contextmanager
+def task_manager(images: Sequence[Path]) -> Iterator[TaskManager]:
+    """Yield a running manager."""
+    manager = TaskManager(images=images)
+    with web_server(manager.answer) as server:
+        manager.url = server.url
+        yield manager
