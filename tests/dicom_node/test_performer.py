@@ -23,13 +23,13 @@ UID = "1.2.826.0.1.99"
 class Line:
     """A node with a worklist, driven step by step."""
 
-    def __init__(self, folder, manager, archive):
+    def __init__(self, folder, manager, archive, **of_pacs):
         vna = {"name": "manager", "protocol": "dicomweb", "url": manager.url}
         vna |= {"worklist_code": "AI-SR", "commitment": False}
         pacs = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}
         self.settings = rig_settings(
             folder,
-            peers=[vna, pacs | {"roles": ["destination"]}],
+            peers=[vna, pacs | {"roles": ["destination"]} | of_pacs],
             rules=[ANY_MR | {"to": ["pacs"]}],
             assembly={"idle_s": 1.0, "min_slices": 2},
         )
@@ -99,6 +99,23 @@ def test_a_task_is_claimed_fetched_done_and_completed_with_its_outputs(line, man
 
     line.look(3)
     assert manager.history.count((UID, "IN PROGRESS")) == 1
+
+
+def test_every_series_that_the_destination_got_is_an_output(tmp_path, manager):
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        line = Line(tmp_path / "state", manager, archive, companions=["key_objects"])
+        manager.schedule(UID)
+        line.look(2)
+        line.enhance()
+        line.send()
+        line.look()
+        line.store.close()
+
+    assert manager.state(UID) == "COMPLETED"
+    outputs = manager.performed(UID)["00404033"]["Value"]
+    sizes = [len(one["00081199"]["Value"]) for one in outputs]
+    assert len({one["0020000E"]["Value"][0] for one in outputs}) == 2
+    assert sizes == [len(archive.received) - 1, 1]
 
 
 def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(line, manager):

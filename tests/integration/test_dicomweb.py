@@ -1,6 +1,8 @@
 """DICOMweb against Orthanc's plugin: delivery by STOW-RS, a pull by QIDO-RS and WADO-RS."""
 
 import json
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -8,10 +10,13 @@ import pytest
 import sqlalchemy as sa
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
+from dicom_node import withdrawal
 from dicom_node.cli import main
 from dicom_node.network import scu
 from dicom_node.sender import Sender
 from dicom_node.store import open_store, schema
+from dicom_node.worker import Worker
+from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.dicom_node.test_sender import delivery, publish
 from tests.dicom_node.web.test_access import site
 from tests.integration.partners import DICOMWEB, Orthanc, free_port, wait_for
@@ -90,6 +95,35 @@ def test_what_is_there_is_not_sent_again(web_archive, store, tmp_path):
     with store.database.reading() as connection:
         statuses = connection.execute(sa.select(schema.delivery_instance.c.status)).scalars().all()
     assert sorted(statuses, key=str) == [0, None, None, None]
+
+
+def test_every_form_and_companion_arrives_and_is_rejected_at_a_recall(web_archive, tmp_path):
+    web = {"protocol": "dicomweb", "roles": ["destination"], "url": web_archive.url}
+    peers = [
+        web | {"name": "pacs", "companions": ["key_objects"]},
+        web | {"name": "research", "form": "enhanced"},
+    ]
+    node = queued_node(tmp_path, peers=peers)
+    Worker(node.settings, node.store, engine=copying_engine()).run_once()
+    made = Counter(one.series_uid for one in node.store.jobs.derived(node.job.id))
+    Sender(node.store, node.settings).run_once(datetime.now(UTC))
+
+    told = {one["destination"]: one["state"] for one in node.store.deliveries.of_job(node.job.id)}
+    assert told == {"pacs": "COMMITTED", "research": "COMMITTED"}
+    assert sorted(made.values()) == [1, 1, made[node.job.derived_series_uid]]
+    for series_uid, count in made.items():
+        [series] = web_archive.series(series_uid)
+        assert len(series["Instances"]) == count
+
+    withdrawal.recall(node.store, node.job.weights_sha256, "a test", datetime.now(UTC))
+    withdrawal.send_notes(node.store, node.settings, datetime.now(UTC))
+    Sender(node.store, node.settings).run_once(datetime.now(UTC))
+
+    [note] = node.store.jobs.notes(node.job.series_id)
+    assert (node.job.state, note.state) == ("CANCELLED", "DELIVERED"), note.reason
+    [series] = web_archive.series(note.derived_series_uid)
+    assert series["MainDicomTags"]["Modality"] == "KO"
+    node.store.close()
 
 
 def pull(folder, url, capsys, *arguments):

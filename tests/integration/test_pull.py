@@ -4,16 +4,22 @@ import json
 from contextlib import contextmanager
 
 import pytest
-from pydicom.uid import JPEG2000Lossless, generate_uid
+from pydicom.uid import EnhancedSRStorage, JPEG2000Lossless, generate_uid
 
 from dicom_node.cli import main
 from dicom_node.network import scu
+from dicom_node.network.found import FoundSeries
+from dicom_node.network.retrieve import to_offer
+from dicom_node.network.scp import storage_classes
 from dicom_node.settings import make_settings
 from dicom_node.store import open_store
+from dicom_node.syntaxes import TRANSFER_SYNTAXES
 from tests.integration.partners import Dcmqrscp, Orthanc, find_program, free_port
 from tests.rigs import destination, make_instance, running_node, write_instance
 
 ACCESSION = "ACC-1"
+ALL = storage_classes(make_settings({}))
+NAMELESS = {"study_uid": "1.2", "series_uid": "1.3", "modality": "SR"}
 
 
 class Study:
@@ -198,6 +204,28 @@ def test_the_running_node_receives_what_a_move_brings(site, tmp_path, pull):
 
         assert (code, err) == (0, "")
         assert sum(row["instances"] for row in rig.store.series.listing()) == 15
+
+
+def test_a_class_that_no_mr_series_has_is_negotiated_where_a_series_has_it(site, pull, tmp_path):
+    assert EnhancedSRStorage not in dict(to_offer(FoundSeries(**NAMELESS), ALL, TRANSFER_SYNTAXES))
+    folder = tmp_path / "sr"
+    folder.mkdir()
+    dataset = make_instance(
+        1, SOPInstanceUID=generate_uid(), SeriesInstanceUID=generate_uid(), Modality="SR",
+        StudyInstanceUID=generate_uid(), AccessionNumber="SR", StudyDate="20260101",
+        StudyTime="101010", StudyID="1", SeriesNumber=1, SOPClassUID=EnhancedSRStorage,
+    )  # fmt: skip
+    item = scu.Item(
+        key=1, sop_uid=str(dataset.SOPInstanceUID), path=write_instance(folder, dataset)
+    )
+    [outcome] = scu.send([item], destination(site.archives[0].port, "ORTHANC"), "SRNODE")
+    assert outcome.fault == 0, outcome
+
+    code, out, err = pull("--from", "orthanc-get", "--series", dataset.SeriesInstanceUID)
+
+    assert (code, err) == (0, "")
+    with received(tmp_path / "state") as series:
+        assert series == {dataset.SeriesInstanceUID: 1}
 
 
 @pytest.mark.parametrize("peer", ["orthanc-move", "orthanc-get"])

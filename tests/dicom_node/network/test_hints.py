@@ -143,6 +143,35 @@ def test_a_notification_counts_what_can_be_had(node, scan):
     assert decide(node, series_uid).state is JobState.QUEUED
 
 
+def renamed(path, folder):
+    """Return a copy of an image that names another patient."""
+    image = dcmread(path)
+    image.PatientName, image.PatientID = "Right^Person", "RIGHT-1"
+    copy = folder / f"renamed-{path.name}"
+    image.save_as(copy)
+    return copy
+
+
+def test_a_hint_ends_no_waiting_for_corrections_or_for_what_nobody_named(node, scan, tmp_path):
+    paths, series_uid, uids = scan
+    with Scanner(node) as scanner:
+        scanner.begin()
+        scanner.update("COMPLETED", series_uid, uids[:-1])
+    receive(node, paths)
+    assert decide(node, series_uid).state is JobState.RECEIVING, "the list has fewer"
+    assert decide(node, series_uid, later_s=601).state is JobState.QUEUED
+    with Scanner(node) as scanner:
+        scanner.begin("1.2.826.0.1.4712")
+        scanner.update("COMPLETED", series_uid, uids, "1.2.826.0.1.4712")
+    copies = [renamed(path, tmp_path) for path in paths]
+
+    receive(node, copies[:1])
+    assert decide(node, series_uid).state is JobState.RECEIVING, "the others still name the wrong"
+    receive(node, copies[1:])
+    assert decide(node, series_uid).state is JobState.RECEIVING
+    assert decide(node, series_uid, later_s=601).state is JobState.QUEUED
+
+
 def test_a_discontinued_step_says_nothing_about_the_series(node, scan):
     paths, series_uid, uids = scan
     receive(node, paths)
