@@ -3,7 +3,8 @@
 import httpx
 import pytest
 from pydicom import dcmread
-from pydicom.uid import HTJ2KLossless, generate_uid
+from pydicom.uid import generate_uid
+from pynetdicom.sop_class import BasicFilmSession
 
 from dicom_node.multipart import closing, opening
 from dicom_node.network import scu, stow
@@ -70,12 +71,10 @@ def test_our_own_client_stores_every_instance_here(running, tmp_path, monkeypatc
 
 def test_each_part_is_judged_by_itself(running):
     good, good_file = instance()
-    wrong_class, class_file = instance(SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    wrong_class, class_file = instance(SOPClassUID=BasicFilmSession)
     short, short_file = instance()
     other_syntax, syntax_file = instance()
-    syntax_file = syntax_file.replace(
-        b"1.2.840.10008.1.2.1\x00", HTJ2KLossless.encode()[:20].ljust(20, b"\x00"), 1
-    )
+    syntax_file = syntax_file.replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.9\x00", 1)
 
     answer = post(running, good_file, class_file, short_file[:-100], b"no DICOM", syntax_file)
 
