@@ -18,7 +18,7 @@ class Fused:
 
 
 def axis_weights(ratio: Sequence[float], axes: Sequence[int]) -> list[float]:
-    """Return the weight of the stack of each axis: the inverse square of its acquired voxel size.
+    """Return the weight of the stack of each axis: the inverse of its acquired voxel size.
 
     Across its slices the network sees only a few neighbours, within them everything. Slices cut
     as a thick-slice scan acquired them therefore tell least of what lies between. An isotropic
@@ -29,7 +29,7 @@ def axis_weights(ratio: Sequence[float], axes: Sequence[int]) -> list[float]:
     ratio
         Acquired over target voxel size along the array axes.
     """
-    return [min(ratio) ** 2 / ratio[axis] ** 2 for axis in axes]
+    return [min(ratio) / ratio[axis] for axis in axes]
 
 
 def fuse(stacks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> Fused:

@@ -40,7 +40,7 @@ from sr_engine.threads import one_blas_thread
 from sr_engine.timing import Stages
 
 SOFTWARE = "DICOM-NODE AI-SR"
-CONSISTENCY_PASSES = 2
+CONSISTENCY_PASSES = 4
 Progress = Callable[[str, float], None]
 Predict = Callable[..., list[np.ndarray]]  # as `inference.predict_triaxial`
 
