@@ -49,7 +49,7 @@ roles = ["source"]
 QUIET = ("library.message", "thread.died")  # of pynetdicom's threads, which end an association
 HANDLED = ("LimitExceeded", "ConnectionResetError", "BrokenPipeError", "TimeoutError")
 KNOWN = re.compile(
-    r"node\.db(-wal|-shm|-journal)?|serve\.lock|tokens\.json|in|out|in/\.locks(/\d{3})?"
+    r"node\.db(-wal|-shm|-journal)?|serve\.lock|signing\.key|tokens\.json|in|out|in/\.locks(/\d{3})?"
     r"|in/[0-9.]{1,64}(/[0-9.]{1,64}\.dcm(\.\d+-\d+\.part)?)?"
 )
 
