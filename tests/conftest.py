@@ -14,7 +14,15 @@ from dicom_node.telemetry import LibraryHandler
 if TYPE_CHECKING:
     from tests.postgres import Cluster
 
+# The longest first, or the last of several processes works alone at the end.
+LONGEST = ("test_main_line", "test_service", "test_campaign", "test_evaluate", "test_demo")
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest before the others, each in its own order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
