@@ -34,6 +34,15 @@ def _add_pages(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_use(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--use",
+        choices=("evaluation", "validation"),
+        default="evaluation",
+        help="of the manifest's rows; choices are made on validation [evaluation]",
+    )
+
+
 def _add_evaluate(commands) -> None:
     evaluate = commands.add_parser("evaluate", help="score methods on volumes with a reference")
     evaluate.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
@@ -45,6 +54,7 @@ def _add_evaluate(commands) -> None:
         "teacher, cubic, zerofill; student@4: with 4 steps",
     )
     evaluate.add_argument("--cases", default="", help="only files whose name holds this text")
+    _add_use(evaluate)
     evaluate.add_argument("--contrast", default="T1w", help="T1w, T2w or FLAIR [T1w]")
     evaluate.add_argument(
         "--inputs", default=INPUTS, help="also in mm: iso1.5_snr25, thick5_snr25 (1 x 1 x 5)"
@@ -75,6 +85,7 @@ def _add_lesions(commands) -> None:
     lesions.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
     lesions.add_argument("--out", type=Path, help="report as JSON; rows in it are not made again")
     lesions.add_argument("--cases", default="", help="only files whose name holds this text")
+    _add_use(lesions)
     lesions.add_argument("--inputs", default="iso2_snr25,thick4_snr25")
     lesions.add_argument("--methods", default="student,cubic")
     lesions.add_argument("--count", type=int, default=32, help="lesions a volume [32]")
@@ -133,6 +144,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         ),
         cases=arguments.cases,
         contrast=arguments.contrast,
+        use=arguments.use,
         extras=Extras(
             blobs=arguments.blobs, blob_contrast=arguments.blob_contrast, pages=arguments.pages
         ),
@@ -175,7 +187,9 @@ def run_lesions(arguments: argparse.Namespace) -> None:
         )
     else:
         sizes_mm = _numbers("--sizes-mm", arguments.sizes_mm)
-        measure_lesions(arguments.data, count=arguments.count, sizes_mm=sizes_mm, **common)
+        measure_lesions(
+            arguments.data, use=arguments.use, count=arguments.count, sizes_mm=sizes_mm, **common
+        )
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -67,16 +67,17 @@ class Degradation:
     profiles: tuple[ProfileName, ProfileName, ProfileName]
 
 
-def judged(data: Path, contrast: str = "T1w") -> list[Path]:
-    """Return the evaluation volumes of a manifest that can serve as a reference.
+def judged(data: Path, contrast: str = "T1w", use: str = "evaluation") -> list[Path]:
+    """Return the volumes of a manifest that can serve as a reference.
 
-    The T1w of the MS patients are resampled thick slices and left out.
+    Choices are made on those of `use` "validation", claims on "evaluation". The T1w of the MS
+    patients are resampled thick slices and left out.
     """
     with (data / "manifest.csv").open(newline="") as file:
         return [
             data / row["file"]
             for row in csv.DictReader(file)
-            if row["use"] == "evaluation"
+            if row["use"] == use
             and row["contrast"].startswith(contrast)
             and not (contrast == "T1w" and row["file"].startswith("ms_"))
             and max(float(v) for v in row["voxel_mm"].split("x")) <= FINEST_MM

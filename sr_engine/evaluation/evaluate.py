@@ -51,6 +51,7 @@ def evaluate(
     tools: Tools,
     cases: str = "",
     contrast: str = "T1w",
+    use: str = "evaluation",
     extras: Extras | None = None,
     out: Path | None = None,
     say: Say = print,
@@ -60,7 +61,7 @@ def evaluate(
     Parameters
     ----------
     data
-        Folder with a manifest.csv; its rows marked `evaluation`, of this contrast and at most
+        Folder with a manifest.csv; its rows marked with `use`, of this contrast and at most
         1.5 mm are cases.
     cases
         Only files whose name holds this text.
@@ -71,7 +72,7 @@ def evaluate(
     student = tools.bundles.get("student")
     header = {"weights_sha256": student.sha256 if student else "", "steps": tools.steps}
     ledger = Ledger(out, KEYS, MADE_WITH, header)
-    for path in judged(data, contrast):
+    for path in judged(data, contrast, use):
         if cases in path.name:
             _evaluate_case(path, inputs, chosen, tools, extras or Extras(), ledger, say)
     rows = compared(ledger.rows)

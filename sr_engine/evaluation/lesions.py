@@ -97,6 +97,7 @@ def measure_lesions(
     methods: Sequence[str],
     tools: Tools,
     cases: str = "",
+    use: str = "evaluation",
     count: int = 32,
     sizes_mm: Sequence[float] = SIZES_MM,
     out: Path | None = None,
@@ -106,7 +107,7 @@ def measure_lesions(
     chosen = [tools.method(name) for name in methods]
     planted = f"{count} of {','.join(f'{size:g}' for size in sizes_mm)} mm"
     ledger = Ledger(out, KEYS, MADE_WITH, {"contrast_of_white_matter": CONTRAST})
-    for path in judged(data):
+    for path in judged(data, use=use):
         if cases not in path.name:
             continue
         name = path.name.split(".nii")[0]

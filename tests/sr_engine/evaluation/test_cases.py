@@ -19,6 +19,13 @@ def test_the_judged_seven_are_found(shared_dir):
     assert sum(name.startswith("oasis_") for name in names) == 6
 
 
+def test_choices_are_made_on_volumes_that_nothing_is_claimed_of(shared_dir):
+    folder = shared_dir / "data" / "volumes"
+    names = {path.name for path in judged(folder, use="validation")}
+    assert len(names) == 4
+    assert not names & {path.name for path in judged(folder)}
+
+
 def test_the_flair_with_fine_voxels_is_the_only_other_contrast(shared_dir):
     folder = shared_dir / "data" / "volumes"
     names = [path.name for path in judged(folder, "FLAIR")]
