@@ -7,6 +7,7 @@ number of threads.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -30,14 +31,27 @@ def in_pieces(
 ) -> None:
     """Call `work` with slices of at most `size` that cover ``range(count)``, from several threads.
 
+    What `work` raises is raised here, and no piece is begun after it.
+
     Parameters
     ----------
     done
         Called in the caller's thread with the number of indices that are done so far.
     """
+    failed = threading.Event()
+
+    def one(piece: slice) -> None:
+        if failed.is_set():
+            return
+        try:
+            work(piece)
+        except BaseException:
+            failed.set()
+            raise
+
     pieces = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     with ThreadPoolExecutor(threads or cores()) as pool:
-        running = {pool.submit(work, piece): piece for piece in pieces}
+        running = {pool.submit(one, piece): piece for piece in pieces}
         finished = 0
         try:
             for future in as_completed(running):

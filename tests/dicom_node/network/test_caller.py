@@ -77,6 +77,12 @@ class Bare:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def close(self):
+        """Listen no more; what became of every association is known then."""
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, which closing does not
+        self._thread.join(30)
+        self._socket.close()
+
     def _run(self):
         while True:
             try:
@@ -110,7 +116,7 @@ def bare(serve, answer=None):
     try:
         yield peer
     finally:
-        peer._socket.close()
+        peer.close()
 
 
 @pytest.fixture
