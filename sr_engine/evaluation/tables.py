@@ -26,10 +26,22 @@ def number(value: object, digits: int = 2, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
+def identity(row: Row) -> str:
+    """Return the first digits of the SHA-256 of a row's weights; a dash for a linear method."""
+    return str(row["weights"])[:8] or "-"
+
+
 def scores_table(rows: Sequence[Row], means: Sequence[Row]) -> str:
     """Return quality by input and method; p is Wilcoxon's, against the better linear method."""
-    header = ["input", "method", "steps", "cases", "PSNR dB", "SSIM", "FSC 0.5 mm", "S-I cone mm"]
-    header += ["gain dB", "gain SSIM", "p", "over student dB", "cases below the line"]
+    header = ["input", "method", "weights", "steps", "cases", "PSNR dB", "SSIM", "FSC 0.5 mm"]
+    header += [
+        "S-I cone mm",
+        "gain dB",
+        "gain SSIM",
+        "p",
+        "over student dB",
+        "cases below the line",
+    ]
     lines = []
     for mean in means:
         chosen = [
@@ -40,7 +52,13 @@ def scores_table(rows: Sequence[Row], means: Sequence[Row]) -> str:
         below = mean.get("below_linear")
         lines.append(
             [
-                *(mean["input"], mean["method"], mean["steps"] or "-", mean["cases"]),
+                *(
+                    mean["input"],
+                    mean["method"],
+                    identity(mean),
+                    mean["steps"] or "-",
+                    mean["cases"],
+                ),
                 *(number(mean["psnr_db"]), number(mean["ssim"], 4), number(mean["fsc05_mm"])),
                 number(mean.get("fsc05_si_mm")),
                 number(mean.get("psnr_db_over_linear"), sign=True),
@@ -63,8 +81,8 @@ def p_value(gains: Sequence[float | None]) -> str:
 
 def cost_table(means: Sequence[Row]) -> str:
     """Return consistency, holds, calibration of the spread and cost by input and method."""
-    header = ["input", "method", "residual / noise", "residual / sigma", "held", "rank correlation"]
-    header += ["blobs 5 mm", "blobs 3 mm", "seconds", "peak MiB"]
+    header = ["input", "method", "weights", "residual / noise", "residual / sigma", "held"]
+    header += ["rank correlation", "blobs 5 mm", "blobs 3 mm", "seconds", "peak MiB"]
     lines = []
     for mean in means:
         found = mean.get("blobs", {})
@@ -76,7 +94,7 @@ def cost_table(means: Sequence[Row]) -> str:
         held = mean.get("held_share")
         lines.append(
             [
-                *(mean["input"], mean["method"]),
+                *(mean["input"], mean["method"], identity(mean)),
                 number(mean.get("residual_over_noise")),
                 number(mean.get("residual_over_sigma")),
                 "-" if held is None else f"{100 * held:.0f} %",
@@ -91,11 +109,18 @@ def cost_table(means: Sequence[Row]) -> str:
 
 def lesions_table(means: Sequence[Row]) -> str:
     """Return what became of planted lesions by input, method and size."""
-    header = ["input", "method", "size mm", "lesions", "recovery", "hypo", "hyper", "cubic's"]
-    header += ["at or above cubic", "detected", "invented clusters a case", "beside the lesions"]
+    header = ["input", "method", "weights", "size mm", "lesions", "recovery", "hypo", "hyper"]
+    header += [
+        "cubic's",
+        "at or above cubic",
+        "detected",
+        "invented clusters a case",
+        "beside the lesions",
+    ]
     lines = [
         [
-            *(mean["input"], mean["method"], f"{mean['size_mm']:g}", mean["lesions"]),
+            *(mean["input"], mean["method"], identity(mean)),
+            *(f"{mean['size_mm']:g}", mean["lesions"]),
             *(number(mean.get(f"recovery{part}"), 3) for part in ("", "_hypo", "_hyper", "_cubic")),
             f"{100 * mean.get('at_or_above_cubic_share', 0):.0f} %",
             f"{100 * mean['detected_share']:.0f} %",
@@ -109,11 +134,12 @@ def lesions_table(means: Sequence[Row]) -> str:
 
 def real_lesions_table(rows: Sequence[Row]) -> str:
     """Return what contrast real lesions keep."""
-    header = ["case", "input", "method", "contrast kept", "mean of the lesions", "lesions"]
+    header = ["case", "input", "method", "weights", "contrast kept", "mean of the lesions"]
+    header += ["lesions"]
     lines = [
         [
-            *(row["case"], row["input"], row["method"], number(row["kept"], 3)),
-            *(number(row["kept_per_lesion"], 3), row["lesions"]),
+            *(row["case"], row["input"], row["method"], identity(row)),
+            *(number(row["kept"], 3), number(row["kept_per_lesion"], 3), row["lesions"]),
         ]
         for row in rows
     ]
@@ -122,17 +148,17 @@ def real_lesions_table(rows: Sequence[Row]) -> str:
 
 def real_table(rows: Sequence[Row]) -> str:
     """Return noise and sharpness of real series."""
-    header = ["series", "acquired mm", "SNR cubic", "SNR", "gain", "edge cubic mm", "edge mm"]
-    header += ["change", "ventricle", "cortex", "verdict"]
+    header = ["series", "weights", "acquired mm", "SNR cubic", "SNR", "gain"]
+    header += ["edge cubic mm", "edge mm", "change", "ventricle", "cortex", "verdict"]
     lines: list[list[object]] = []
     for row in rows:
         if "refused" in row:
-            lines.append([row["case"], *["-"] * 9, f"refused: {row['refused']}"])
+            lines.append([row["case"], identity(row), *["-"] * 9, f"refused: {row['refused']}"])
             continue
         gain, change = row["snr_gain"], row.get("width_change")
         lines.append(
             [
-                row["case"],
+                *(row["case"], identity(row)),
                 " x ".join(f"{mm:g}" for mm in row["acquired_voxel_mm"]),
                 *(number(row.get("snr_cubic"), 1), number(row.get("snr"), 1)),
                 "-" if gain is None else f"{100 * gain:+.1f} %",

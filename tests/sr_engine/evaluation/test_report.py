@@ -68,11 +68,11 @@ def reports(tmp_path):
         {
             **{"case": "native", "acquired_voxel_mm": [1, 1, 1], "snr_gain": 0.12, "snr": 28.0},
             **{"snr_cubic": 25.0, "width_ratio": 0.9, "width_change": -0.1, "sharper": True},
-            **{"width_mm": 1.8, "width_cubic_mm": 2.0, "passed": True},
+            **{"width_mm": 1.8, "width_cubic_mm": 2.0, "passed": True, "weights": "ab" * 8},
         },
-        {"case": "p99", "refused": "no slices"},
+        {"case": "p99", "refused": "no slices", "weights": "ab" * 8},
     ]
-    kept = {"case": "m", "input": "iso2_snr25", "method": "cubic", "kept": 0.8}
+    kept = {"case": "m", "input": "iso2_snr25", "method": "cubic", "weights": "", "kept": 0.8}
     files = {
         "scores": [score(c, i, m) for c in range(6) for i in inputs for m in GAINS],
         "lesions": lesions,
@@ -91,11 +91,13 @@ def test_every_kind_of_figure_has_its_table_and_its_small_plot(reports, tmp_path
     assert names == {"gains", "sweep", "steps", "calibration", "lesions", "real"}
     assert all(path.stat().st_size < 150_000 for path in out.glob("*.png"))
     text = (out / "tables.md").read_text()
-    line = next(li for li in text.splitlines() if li.startswith("| iso2_snr25 | student | 1 |"))
+    line = next(
+        li for li in text.splitlines() if li.startswith("| iso2_snr25 | student | abababab | 1 |")
+    )
     assert "+1.00" in line and "0.0312" in line and line.endswith("| none |")
     assert "Honest results of the student that the verdict held: 5 of 30." in text
     assert "| 54 of 60 | 24 of 60 |" in text
-    assert "| iso2_snr25 | student | 2 | 4 | 0.700 |" in text
+    assert "| iso2_snr25 | student | x | 2 | 4 | 0.700 |" in text
     assert "refused: no slices" in text and "+12.0 %" in text
     assert all(f"({name}.png)" in text for name in names)
 
