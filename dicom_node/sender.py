@@ -1,7 +1,7 @@
 """Deliveries: what is due goes out, each instance with its own status on record.
 
-Statuses are written down while the next instances are on their way: a commit may take longer than
-an image.
+Statuses are written down while the next instances are on their way, many in one commit, and whether
+they are still wanted is asked some times a second: either may take longer than an image.
 
 Where a destination is configured with storage commitment, it is then asked for its word; see
 `network.commitment` for the answers.
@@ -30,11 +30,13 @@ from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
-from dicom_node.together import Behind
+from dicom_node.together import Behind, Recent
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
 LOOKS = 5  # at what a DICOMweb server shows
-MOST_AHEAD = 16  # instances of an association that were answered and are not on record yet
+MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
+RECORD_S = 0.05  # statuses are gathered for so long
+WANTED_S = 0.05  # until the database is asked again whether an instance may go
 SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
@@ -170,7 +172,7 @@ class Sender:
             )
             for each in task.instances
         ]
-        with Behind(self._store.deliveries.record_all, MOST_AHEAD) as records:
+        with Behind(self._store.deliveries.record_all, MOST_AHEAD, RECORD_S) as records:
 
             def note(outcome: scu.Outcome) -> None:
                 records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
@@ -190,7 +192,7 @@ class Sender:
             peer=peer,
             calling_ae=self._settings.node.ae_title,
             timeouts=self._limits(),
-            proceed=lambda: self._may_go_on(task),
+            proceed=Recent(lambda: self._may_go_on(task), WANTED_S),
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
         )
@@ -209,7 +211,7 @@ class Sender:
             items,
             peer,
             timeouts=self._limits(),
-            proceed=lambda: self._may_go_on(task),
+            proceed=Recent(lambda: self._may_go_on(task), WANTED_S),
             there=lambda: self._there(task, peer),
         ):
             note(outcome)

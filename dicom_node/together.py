@@ -6,6 +6,7 @@ and a thread that is alone waits for nobody.
 """
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Self, TypeVar
@@ -69,18 +70,25 @@ class Together(Generic[In, Out]):
 class Behind(Generic[In]):
     """Does for several threads what they would wait for, while they go on.
 
-    What waits is done at once, in a thread of its own; `work` returns as for `Together`. The caller
-    of `do` waits only while so many of its own items as it may be ahead are not done. The first
-    failure ends it: every later call, and the end of the context, raises it. At that end everything
-    is done.
+    What waits is done in a thread of its own; `work` returns as for `Together`. The caller of `do`
+    waits only while so many of its own items as it may be `ahead` are not done. The first failure
+    ends it: every later call, and the end of the context, raises it. At that end everything is
+    done.
+
+    The work begins `linger_s` after the first item has come, or as soon as a thread may go no
+    further ahead: a thread that works all the time takes the interpreter from those it works for.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[In]], Sequence[None | Exception]], ahead: int
+        self,
+        work: Callable[[Sequence[In]], Sequence[None | Exception]],
+        ahead: int,
+        linger_s: float = 0.0,
     ) -> None:
         """Prepare to call `work`."""
         self._work = work
         self._ahead = ahead
+        self._linger_s = linger_s
         self._waiting: list[tuple[int, In]] = []  # with the thread that each belongs to
         self._open: Counter[int] = Counter()  # by thread: waiting, or under way
         self._failure: Exception | None = None
@@ -97,7 +105,8 @@ class Behind(Generic[In]):
                 raise self._failure
             self._open[mine] += 1
             self._waiting.append((mine, item))
-            self._changed.notify_all()
+            if len(self._waiting) == 1 or self._urgent():
+                self._changed.notify_all()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -127,5 +136,28 @@ class Behind(Generic[In]):
         """Return what waits; nothing at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._changed.wait_for(self._urgent, self._linger_s)
             batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
         return batch
+
+    def _urgent(self) -> bool:
+        """Return whether somebody waits, or there is enough to do at once."""
+        ahead = max(self._open.values(), default=0)
+        return self._closed or len(self._waiting) >= MOST or ahead >= self._ahead
+
+
+class Recent(Generic[Out]):
+    """An answer that all threads share for a while; at worst two of them ask at once."""
+
+    def __init__(self, ask: Callable[[], Out], seconds: float) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._answer: tuple[Out, float] | None = None  # and until when it is good
+
+    def __call__(self) -> Out:
+        """Return an answer that is not older than so many seconds."""
+        known = self._answer
+        if known is None or time.monotonic() >= known[1]:
+            until = time.monotonic() + self._seconds
+            known = self._answer = (self._ask(), until)
+        return known[0]

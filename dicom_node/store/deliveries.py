@@ -104,7 +104,7 @@ class DeliveryStore:
     def wanted(self, delivery_id: int, switch: str) -> tuple[bool, Any]:
         """Return whether the delivery's job is still to be sent, and the value of a switch or None.
 
-        In one query, because it is asked before every instance: False once a late slice or a
+        In one query, because it is asked all the time: False once a late slice or a
         person has taken the result back.
         """
         with self._database.reading() as connection:

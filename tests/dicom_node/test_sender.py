@@ -19,7 +19,7 @@ from pydicom import dcmread
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
-from dicom_node.sender import MOST_AHEAD, Sender
+from dicom_node.sender import MOST_AHEAD, WANTED_S, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
@@ -271,6 +271,7 @@ def test_switch_stops_a_delivery_after_the_instance_under_way(store, tmp_path):
 
     def switch_off(event):
         store.switches.set("sending", False, NOW)
+        time.sleep(2 * WANTED_S)
         return 0x0000
 
     with pacs(switch_off) as peer:
@@ -286,6 +287,7 @@ def test_superseded_result_is_not_sent_on(store, tmp_path):
 
     def supersede(event):
         store.jobs.transition(job_id, "supersede", NOW)
+        time.sleep(2 * WANTED_S)
         return 0x0000
 
     with pacs(supersede) as peer:
@@ -344,7 +346,8 @@ sender.run_once(sender._clock())
 
 
 def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store, tmp_path):
-    publish(store, tmp_path / "a", count=40)
+    instances = MOST_AHEAD + 40
+    publish(store, tmp_path / "a", count=instances)
 
     with LoopbackArchive(tmp_path / "archive") as archive:
         settings = settings_for(tmp_path, ("pacs", "ARCHIVE", archive.port))
@@ -354,7 +357,7 @@ def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store,
         )
         child.stdin.write(settings.model_dump_json().encode())
         child.stdin.close()
-        while len(archive.received) < 8 and child.poll() is None:
+        while len(archive.received) < MOST_AHEAD + 8 and child.poll() is None:
             time.sleep(0.001)
         os.kill(child.pid, signal.SIGKILL)
         child.wait(10)
@@ -363,9 +366,9 @@ def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store,
         Sender(store, settings, clock=lambda: LATER).run_once(LATER)
         after = Counter(archive.received)
 
-    assert set(after) >= set(before) and len(after) == 40
+    assert set(after) >= set(before) and len(after) == instances
     assert set(after - before) == left
-    assert max(after.values()) <= 2 and sum(after.values()) <= 40 + MOST_AHEAD + 1
+    assert max(after.values()) <= 2 and sum(after.values()) <= instances + MOST_AHEAD + 1
 
 
 def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, tmp_path):

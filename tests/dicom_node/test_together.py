@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dicom_node.together import Behind, SharedWorkFailed, Together
+from dicom_node.together import Behind, Recent, SharedWorkFailed, Together
 
 
 def run_all(together: Together, items: list[int]) -> dict[int, object]:
@@ -103,6 +103,20 @@ def test_what_fails_behind_is_raised_by_the_next_call_or_at_the_end(breaks):
         behind.do(1)
 
 
+def test_work_behind_is_gathered_until_somebody_would_have_to_wait_for_it():
+    batches = []
+
+    def work(items):
+        batches.append(list(items))
+        return [None] * len(items)
+
+    with Behind(work, ahead=3, linger_s=3600) as behind:
+        for item in range(7):
+            behind.do(item)
+
+    assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
 def test_each_thread_is_ahead_for_itself():
     may_end, everybody, done = threading.Event(), threading.Barrier(6), []
 
@@ -124,3 +138,12 @@ def test_each_thread_is_ahead_for_itself():
         may_end.set()
 
     assert sorted(done) == list(range(5))
+
+
+def test_a_recent_answer_is_not_asked_for_again():
+    asked = []
+    hour, at_once = (Recent(lambda: asked.append(1), seconds) for seconds in (3600, 0))
+    hour(), hour()
+    assert len(asked) == 1
+    at_once(), at_once()
+    assert len(asked) == 3
