@@ -9,6 +9,7 @@ import pydicom
 import pytest
 from highdicom.ko import KeyObjectSelectionDocument
 from highdicom.sr import EnhancedSR
+from PIL import Image
 
 from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.provenance import from_dataset
@@ -103,23 +104,37 @@ def test_presentation_states_name_the_counterpart_on_every_slice(form, made):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_dcmtk_shows_an_image_under_its_state(form, made, tmp_path):
+def test_dcmtk_shows_an_image_as_its_state_says(form, made, tmp_path):
     if not Path("/usr/bin/dcmp2pgm").is_file():
         pytest.skip("dcmtk (dcmp2pgm) is not installed")
     files = {one.kind: one.paths for one in made.outputs}
-    state, image = files[f"{form}+presentation"][0], files[form][0]
-    picture = tmp_path / "shown.pgm"
+    image = files[form][0]
+    stated = pydicom.dcmread(files[f"{form}+presentation"][0])
+    ours = stated.SoftcopyVOILUTSequence[0]
+    pixels = pydicom.dcmread(image).pixel_array
+    first = pixels if pixels.ndim == 2 else pixels[0]
+    as_written = float(ours.WindowCenter), float(ours.WindowWidth)
+    of_this_slice = float(first.mean()), float(np.ptp(first))  # no image states that one
+    for centre, width in (as_written, of_this_slice):
+        ours.WindowCenter, ours.WindowWidth = f"{centre:.2f}", f"{width:.2f}"
+        stated.save_as(tmp_path / "state.dcm")
 
-    done = subprocess.run(
-        ["/usr/bin/dcmp2pgm", "-v", "-p", state, image, picture],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+        told = shown_by_dcmtk(tmp_path / "state.dcm", image, tmp_path / "shown.pgm")
 
+        assert 'text 1: "level of original image 1, 0.50 mm away"' in told
+        with Image.open(tmp_path / "shown.pgm") as picture:
+            found = np.asarray(picture, float)
+        greys = np.clip(((first - (centre - 0.5)) / (width - 1) + 0.5) * 255, 0, 255)
+        assert np.abs(found - greys).max() <= 1  # PS3.3 C.11.2.1.2.1, rounded
+    assert np.ptp(found) > 200  # the last window is one in which much is to be seen
+
+
+def shown_by_dcmtk(state: Path, image: Path, picture: Path) -> str:
+    """Write what dcmtk makes of the first frame under the state, and return what it says."""
+    command = ["/usr/bin/dcmp2pgm", "-v", "-p", state, image, picture]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert 'text 1: "level of original image 1, 0.50 mm away"' in done.stdout + done.stderr
-    assert picture.read_bytes().startswith(b"P5")
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
