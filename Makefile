@@ -96,6 +96,11 @@ bench-receive: system-packages .venv/test.stamp ## how fast the node receives, b
 pictures: system-packages .venv/test.stamp ## the pictures of docs/operations.md: companions in Orthanc's Web viewer (orthanc-webviewer) and dcmtk
 	$(BIN)/python -m tests.integration.pictures docs/pictures
 
+.PHONY: viewers
+viewers: SYSTEM_PACKAGES += dicomscope xvfb xdotool
+viewers: system-packages .venv/test.stamp ## a result in OHIF (npm, about 50 MB) and DICOMscope: checked, then its pictures kept; minutes
+	$(BIN)/python -m tests.viewers docs/pictures
+
 .PHONY: clean
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-out *.egg-info
