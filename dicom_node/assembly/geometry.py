@@ -355,12 +355,13 @@ def unnumbered(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
     found = sorted({int(one) for one in stated if one is not None})
     if FRAMES in stack.images[0].header or len(found) < len(instances):
         return ""
-    expected = range(1 if found[0] == 2 else found[0], found[-1] + 1)
-    lost = sorted(set(expected) - set(found))
-    if not lost or len(lost) > max(1, len(found) * FEW):
+    first, last = 1 if found[0] == 2 else found[0], found[-1]
+    count = last - first + 1 - len(found)  # before they are listed: one number may be any number
+    if not 0 < count <= max(1, len(found) * FEW):
         return ""
+    lost = sorted(set(range(first, last + 1)) - set(found))
     few = ", ".join(map(str, lost[:NAMED]))
     return (
-        f"the numbers of the images run from {expected[0]} to {found[-1]} and {few} "
+        f"the numbers of the images run from {first} to {last} and {few} "
         f"{'is' if len(lost) == 1 else 'are'} missing, so a slice at an end may be"
     )

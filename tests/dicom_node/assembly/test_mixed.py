@@ -106,6 +106,7 @@ def test_one_doubled_slice_is_held_and_named():
         (range(75, 95), ""),  # a part of an examination: nothing is known of its ends
         (range(1, 40, 2), ""),  # a scanner that counts in steps
         (range(0, 20), ""),
+        ([*range(1, 20), 2**31 - 1], ""),  # nonsense, and no reason to count that far
     ],
 )
 def test_a_gap_in_the_instance_numbers_hints_at_a_lost_end_slice(numbers, words):
