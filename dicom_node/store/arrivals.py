@@ -110,8 +110,9 @@ def record_all(database: Database, batch: Sequence[Arrival]) -> Sequence[Recorde
 def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
     """Return what became of one instance, in a transaction of its own.
 
-    What the database will never keep is a refusal of the instance. Its words may quote values, so
-    only their kind is told.
+    A value that the database will never keep is a refusal of the instance. Everything else (a
+    right that was revoked, a table that is missing) is the database's fault, and the sender should
+    try again. Its words may quote values, so only their kind is told.
     """
     try:
         for _ in range(2):
@@ -121,7 +122,8 @@ def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
         return record(database, [arrival])[0]
     except sa.exc.DBAPIError as error:
         uid, kind = arrival[0].sop_uid, type(error.orig).__name__
-        refusal = InstanceRejected(f"the database cannot keep SOP instance {uid}: {kind}")
+        blamed = InstanceRejected if isinstance(error, sa.exc.DataError) else StoreUnavailable
+        refusal = blamed(f"the database cannot keep SOP instance {uid}: {kind}")
         refusal.__cause__ = error
         return refusal
     except (sa.exc.SQLAlchemyError, NodeError) as error:  # the first: a mistake of ours

@@ -1,12 +1,13 @@
 """Received instances: duplicates, conflicts, late slices, the list, the ledger."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance, InstanceRejected
+from dicom_node.errors import ConflictingInstance, InstanceRejected, StoreUnavailable
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
 from dicom_node.store.arrivals import record_all
@@ -100,8 +101,22 @@ def test_a_batch_tells_each_what_became_of_it(store, new_instance, now):
     assert store.ledger().acknowledged == 4
 
 
-def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(store, new_instance, now):
-    batch = [new_instance(1), new_instance(2, header=None, calling_ae=None), new_instance(3)]
+@pytest.fixture
+def short_values(store):
+    """Let SQLite refuse long values, as PostgreSQL does: an UID of 100 digits is one."""
+
+    def limit(connection, _):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 20_000)
+
+    if store.database.is_sqlite:
+        sa.event.listen(store.database.engine, "connect", limit)
+        store.database.close()
+
+
+def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(
+    store, new_instance, now, short_values
+):
+    batch = [new_instance(1), new_instance(2, transfer_syntax="1" * 30_000), new_instance(3)]
 
     found = record_all(store.database, [(new, now) for new in batch])
 
@@ -111,6 +126,14 @@ def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(store, ne
     assert isinstance(refusal.__cause__, sa.exc.SQLAlchemyError)
     assert [found[0].outcome, found[2].outcome] == ["new"] * 2
     assert store.ledger().acknowledged == 2
+
+
+def test_what_the_database_will_not_do_is_not_blamed_on_the_image(store, new_instance, now):
+    """A column that the row lacks stands for a table that is gone, or a right that was revoked."""
+    [refusal] = record_all(store.database, [(new_instance(1, calling_ae=None), now)])
+
+    assert isinstance(refusal, StoreUnavailable) and refusal.status == 0xA700
+    assert isinstance(refusal.__cause__, sa.exc.IntegrityError) and "\n" not in str(refusal)
 
 
 def test_the_same_instance_twice_in_a_batch_is_one_row(store, new_instance, now):
