@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from dicom_node import telemetry
 from dicom_node.assembly import rejections
 from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
 from dicom_node.assembly.summary import summarise
+from dicom_node.errors import StoreUnavailable
 from dicom_node.rules import RETURN_TO_SENDER, Decision, SeriesSummary, decide
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy
@@ -23,6 +25,8 @@ __all__ = [
     "tick",
     "volume_of",
 ]
+
+log = telemetry.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +124,45 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
     silent_since = now - timedelta(seconds=settings.assembly.idle_s)
     ready = dict.fromkeys([*store.hints.whole(), *store.series.receiving(silent_since, now)])
     for job_id, series_id in ready:
-        rows = store.series.instances(series_id)
-        headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
-        gone = sum(row.removal_id is not None for row in rows)
-        callers = {row.calling_ae for row in rows}
-        heeded = rejections.heed(store, rows, now)
-        verdict = with_what_is_here(judge(headers, settings, callers), gone, len(rows))
-        verdict = with_what_was_announced(verdict, store.hints.about(series_id), headers)
-        verdict = unless_rejected(verdict, rejections.rejected(store, series_id))
-        reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
-        columns |= {"source": rows[-1].calling_ae}
-        if store.jobs.decide(
-            job_id, verdict.event, now, len(rows), gone=gone, reason=reason, **columns
-        ):
-            decided.append(job_id)
+        try:
+            if settle(store, settings, job_id, series_id, now):
+                decided.append(job_id)
+        except StoreUnavailable:  # for the next series as well
+            raise
+        except Exception as error:  # the series' edge: the others must not wait for this one
+            log.exception("series.undecided", job=job_id)
+            put_aside(store, job_id, error, now)
     return decided
+
+
+def settle(store: Store, settings: Settings, job_id: int, series_id: int, now: datetime) -> bool:
+    """Return whether the series was decided; a slice that came meanwhile makes that void."""
+    rows = store.series.instances(series_id)
+    headers = [InstanceHeader(sop_uid=row.sop_uid, header=row.header) for row in rows]
+    gone = sum(row.removal_id is not None for row in rows)
+    callers = {row.calling_ae for row in rows}
+    heeded = rejections.heed(store, rows, now)
+    verdict = with_what_is_here(judge(headers, settings, callers), gone, len(rows))
+    verdict = with_what_was_announced(verdict, store.hints.about(series_id), headers)
+    verdict = unless_rejected(verdict, rejections.rejected(store, series_id))
+    reason, columns = " ".join(filter(None, [verdict.reason, heeded])), verdict.columns
+    columns |= {"source": rows[-1].calling_ae}
+    return store.jobs.decide(
+        job_id, verdict.event, now, len(rows), gone=gone, reason=reason, **columns
+    )
+
+
+def put_aside(store: Store, job_id: int, error: Exception, now: datetime) -> None:
+    """Hold a series that cannot be judged; where not even that can be done, it is tried again."""
+    try:
+        reason = (
+            f"Held: series {store.jobs.get(job_id).series_uid} could not be judged "
+            f"({type(error).__name__}, see the log lines with job {job_id}). Cancel it, or release "
+            "it: the result is computed and stays here. A rejection note may not have been obeyed."
+        )
+        store.jobs.transition(job_id, "hold", now, reason=reason, held_by=HeldBy.COMPLETENESS)
+    except Exception:  # the same edge
+        log.exception("series.not_held", job=job_id)
 
 
 def volume_of(instances: Sequence[InstanceHeader]) -> frozenset[str]:

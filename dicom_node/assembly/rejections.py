@@ -6,10 +6,9 @@ from datetime import datetime
 
 from dicom_node import telemetry
 from dicom_node.errors import NotAnInstance
+from dicom_node.pixel_files import UID
 from dicom_node.rejection_notes import KEY_OBJECT_SELECTION, TITLES, read_rejection
 from dicom_node.store import Grounds, InstanceRow, Store
-
-LONGEST_UID = 64  # characters (PS3.5 9.1)
 
 log = telemetry.get_logger()
 
@@ -53,7 +52,8 @@ def heed_one(store: Store, row: InstanceRow, now: datetime) -> str:
         reason=f"{row.calling_ae} has sent a rejection note about the series ({title}).",
         modifiers=tuple(asdict(code) for code in rejection.modifiers),
     )
-    uids = {uid for uid in rejection.sop_uids if len(uid) <= LONGEST_UID}
+    # What is no UID names nothing that could be here, and PostgreSQL takes no NUL.
+    uids = {uid for uid in rejection.sop_uids if UID.fullmatch(uid)}
     gone = store.withdrawals.reject(uids, row.calling_ae, grounds, now)
     jobs = ", ".join(str(one.job_id) for one in gone)
     return f"It is a rejection note ({title}); withdrawn because of it: job {jobs or 'none'}."

@@ -304,3 +304,32 @@ def test_a_slice_that_arrives_during_the_look_makes_the_decision_void(store, mon
 
     assert tick(store, Settings(), NOW + IDLE) == []
     assert store.jobs.get(job.id).state == JobState.RECEIVING
+
+
+def test_a_series_that_cannot_be_judged_is_held_and_keeps_no_other_waiting(store):
+    """Whatever is wrong with it: here the row of a header is no header."""
+    bad = receive(store, stack(range(20)))
+    good = receive(store, stack(range(20)), series_uid="1.2.4")
+    with store.database.transaction() as work:
+        work.connection.exec_driver_sql("UPDATE instance SET header = '7' WHERE id = 1")
+
+    assert tick(store, Settings(), NOW + IDLE) == [good.id]
+
+    held = store.jobs.get(bad.id)
+    assert (held.state, held.held_by) == (JobState.HELD, HeldBy.COMPLETENESS)
+    assert "series 1.2.3 could not be judged (AttributeError" in held.reason
+    assert store.jobs.get(good.id).state == JobState.QUEUED
+
+
+def test_a_series_that_cannot_even_be_held_keeps_no_other_waiting(store):
+    bad = receive(store, stack(range(20)))
+    good = receive(store, stack(range(20)), series_uid="1.2.4")
+    with store.database.transaction() as work:
+        work.connection.exec_driver_sql("UPDATE instance SET header = '7' WHERE id = 1")
+        work.connection.exec_driver_sql(
+            "CREATE TRIGGER nobody BEFORE UPDATE ON job WHEN new.state = 'HELD' "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+
+    assert tick(store, Settings(), NOW + IDLE) == [good.id]
+    assert store.jobs.get(bad.id).state == JobState.RECEIVING

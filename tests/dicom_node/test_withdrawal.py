@@ -341,6 +341,23 @@ def test_a_key_object_that_rejects_nothing_withdraws_nothing(node, tmp_path, spo
     assert ("nothing was withdrawn" in document["reason"]) == (spoil == "cut short")
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_a_note_that_names_no_uid_does_no_harm(node, tmp_path):
+    """PostgreSQL takes no NUL: one inside a UID raised for ever, and held up every series."""
+    tell(node, tmp_path, SAFETY, ["1.2.3.4.5.6"])
+    content = (tmp_path / "note1.dcm").read_bytes().replace(b"1.2.3.4.5.6", b"1.2.3\x004.5.7")
+    (tmp_path / "odd.dcm").write_bytes(content.replace(b"2.25.", b"2.26."))
+    node.submit(tmp_path / "odd.dcm")
+
+    assembly.tick(node.store, node.settings, now())
+
+    with node.store.database.reading() as connection:
+        named = connection.execute(sa.select(schema.rejection.c.sop_uid)).scalars().all()
+    assert named == ["1.2.3.4.5.6"]
+    last = [row for row in node.store.series.listing() if row["modality"] == "KO"][-1]
+    assert last["state"] == "SKIPPED" and "job none" in last["reason"]
+
+
 def test_a_recall_after_retention_still_has_its_note(node, archive):
     """Weights prove wrong long after the pixel files have gone."""
     from dicom_node import retention
