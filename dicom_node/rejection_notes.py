@@ -72,6 +72,7 @@ class Note:
     series_uid: str
     instances: Sequence[tuple[str, str]]  # SOP class, SOP instance
     at: datetime
+    generation: int = 1  # of the series, whose originals may have been forwarded more than once
 
     @property
     def note_series_uid(self) -> str:
@@ -84,7 +85,9 @@ class Note:
         return self._uid("instance")
 
     def _uid(self, kind: str) -> str:
-        parts = ("rejection note", kind, self.series_uid, self.title, self.at.isoformat())
+        parts = ["rejection note", kind, self.series_uid, self.title, self.at.isoformat()]
+        if self.generation > 1:
+            parts.append(str(self.generation))
         digest = hashlib.sha256("\n".join(parts).encode()).digest()
         return f"2.25.{int.from_bytes(digest[:16])}"
 

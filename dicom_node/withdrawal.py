@@ -27,6 +27,8 @@ from dicom_node.store import DerivedInstance, Grounds, Owed, Store, Withdrawn
 
 BY_HAND = "No rejection note can be made: every file of it was deleted; reject it in the archive."
 
+CATCH_UP = 200  # jobs that one run of housekeeping withdraws: a node that stops waits for it
+
 log = telemetry.get_logger()
 
 
@@ -43,7 +45,7 @@ def recall(store: Store, weights_sha256: str, reason: str, now: datetime) -> lis
 
 def send_notes(store: Store, settings: Settings, now: datetime) -> int:
     """Return how many rejection notes were queued: each that a destination is still to get."""
-    store.withdrawals.catch_up(now)
+    store.withdrawals.catch_up(now, CATCH_UP)
     made = 0
     for owed in store.withdrawals.owed():
         identity = find_identity(owed, settings)
@@ -63,14 +65,7 @@ def queue_note(
     store: Store, settings: Settings, owed: Owed, identity: Dataset, now: datetime
 ) -> None:
     """Write the note, durably, then queue it for whom it is owed to."""
-    note = Note(
-        title=owed.grounds.title,
-        modifiers=modifiers_of(owed.grounds.modifiers),
-        reason=owed.grounds.reason,
-        series_uid=owed.series_uid,
-        instances=[(sop_class, sop_uid) for sop_class, sop_uid, _ in owed.instances],
-        at=owed.at,
-    )
+    note = to_note(owed)
     content = write_note(note, identity)
     folder = notes_dir(settings) / f"{owed.job_id}-{secrets.token_hex(4)}"
     path = pixel_files.keep(folder / f"{note.sop_uid}.dcm", content)
@@ -82,6 +77,19 @@ def queue_note(
         bytes=len(content),
     )
     store.withdrawals.announce(owed, instance, note.note_series_uid, now)
+
+
+def to_note(owed: Owed) -> Note:
+    """Return what the note says."""
+    return Note(
+        title=owed.grounds.title,
+        modifiers=modifiers_of(owed.grounds.modifiers),
+        reason=owed.grounds.reason,
+        series_uid=owed.series_uid,
+        instances=[(sop_class, sop_uid) for sop_class, sop_uid, _ in owed.instances],
+        at=owed.at,
+        generation=owed.generation,
+    )
 
 
 def notes_dir(settings: Settings) -> Path:

@@ -147,7 +147,7 @@ job = sa.Table(
     sa.Column("incomplete_release", sa.Boolean, nullable=False),
     sa.Column("derived_series_uid", UID),
     sa.Column("recipe_digest", SHA256),
-    sa.Column("weights_sha256", SHA256),
+    sa.Column("weights_sha256", SHA256, index=True),  # recalls look for it every two seconds
     sa.Column("figures", sa.JSON, nullable=False),
     # NULL: it stands; else why not: {"title", "modifiers", "reason"} (`withdrawals.Grounds`).
     sa.Column("withdrawal", sa.JSON(none_as_null=True)),

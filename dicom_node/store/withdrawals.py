@@ -6,11 +6,12 @@ generations, so that everything that sends a result (status per instance, retry,
 it, too, and nothing that happens to the series afterwards can stop it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -25,15 +26,18 @@ from dicom_node.store.moves import (
     move,
     series_uid_of,
 )
-from dicom_node.store.results import DerivedInstance, resend, store_instances
+from dicom_node.store.notes import has_something, note_job, put_file_back, reopen, untold
+from dicom_node.store.results import DerivedInstance, store_instances
 
 MOST_VARIABLES = 500  # of one statement: every database has a limit
+AT_ONCE = 50  # notes that are made in one run of housekeeping
 NOTE_STATES = (JobState.DERIVED, JobState.DELIVERED, JobState.DEAD, JobState.CANCELLED)
 # States in which a job may have a result that a recall of its weights is about.
 WITH_RESULT = (
     *(JobState.HELD, JobState.DERIVED, JobState.DELIVERED),
     *(JobState.DEAD, JobState.CANCELLED, JobState.SUPERSEDED),
 )
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Owed:
     """A rejection note that destinations are still to get."""
 
     job_id: int
+    generation: int
     series_uid: str  # of what was sent
     at: datetime
     grounds: Grounds
@@ -81,7 +86,8 @@ class WithdrawalStore:
     def recall(self, weights_sha256: str, grounds: Grounds, now: datetime) -> list[Withdrawn]:
         """Return every job that was made with these weights; all of them are withdrawn now.
 
-        From here on nothing that is made with them is published.
+        The recall is committed first: whatever happens to the rest, from here on nothing that is
+        made with them is published, and `catch_up` withdraws what is left.
         """
         table, job = schema.recall, schema.job
         this = table.c.weights_sha256 == weights_sha256
@@ -92,12 +98,9 @@ class WithdrawalStore:
                 work.execute(sa.insert(table).values(**row))
                 fields = {"weights_sha256": weights_sha256, "reason": grounds.reason}
                 work.record("weights.recalled", now, **fields)
-            query = sa.select(job.c.id).where(made, job.c.state.in_(WITH_RESULT))
-            query = query.where(job.c.derived_series_uid.is_not(None))
-            ids = work.execute(query.order_by(job.c.id)).scalars().all()
-            for job_id in ids:
-                withdraw(work, job_id, grounds, now)
-            return withdrawn(work.connection, job.c.id.in_(ids))
+        self.catch_up(now)
+        with self._database.reading() as connection:
+            return withdrawn(connection, made & job.c.derived_series_uid.is_not(None))
 
     def lift(self, weights_sha256: str, reason: str, now: datetime) -> bool:
         """Return whether a recall was lifted: the weights may be used again.
@@ -129,8 +132,12 @@ class WithdrawalStore:
             found |= set(connection.execute(sa.select(schema.recall.c.weights_sha256)).scalars())
         return sorted(found)
 
-    def catch_up(self, now: datetime) -> None:
-        """Withdraw what was published by a worker while its weights were being recalled."""
+    def catch_up(self, now: datetime, most: int | None = None) -> None:
+        """Withdraw what was made with recalled weights, at most so many jobs; oldest first.
+
+        Each job has its own transaction: images arrive meanwhile. A worker may have published one
+        while its weights were being recalled.
+        """
         recalls, job = schema.recall, schema.job
         query = (
             sa.select(job.c.id, recalls.c.reason)
@@ -138,6 +145,7 @@ class WithdrawalStore:
             .where(job.c.withdrawn_at.is_(None), job.c.state.in_(WITH_RESULT))
             .where(job.c.derived_series_uid.is_not(None), job.c.generation > 0)
             .order_by(job.c.id)
+            .limit(most)
         )
         with self._database.reading() as connection:
             missed = connection.execute(query).all()
@@ -157,13 +165,14 @@ class WithdrawalStore:
         job, uids = schema.job, sorted(set(sop_uids))
         with self._database.transaction() as work:
             note_rejected(work, uids, calling_ae, grounds.title, now)
-            series_ids = concerned(work, uids)
-            jobs = sa.select(job.c.id).where(job.c.series_id.in_(series_ids), job.c.generation > 0)
-            jobs = jobs.where(job.c.withdrawn_at.is_(None)).order_by(job.c.id)
-            ids = work.execute(jobs).scalars().all()
-            for job_id in ids:
+            jobs = sa.select(job.c.id).where(job.c.generation > 0, job.c.withdrawn_at.is_(None))
+            ids: list[int] = []
+            for some in parts(concerned(work, uids)):
+                ids += work.execute(jobs.where(job.c.series_id.in_(some))).scalars()
+            for job_id in sorted(ids):
                 withdraw(work, job_id, grounds, now)
-            return withdrawn(work.connection, job.c.id.in_(ids))
+            found = (withdrawn(work.connection, job.c.id.in_(some)) for some in parts(sorted(ids)))
+            return list(chain.from_iterable(found))
 
     def rejected_among(self, series_id: int) -> list[tuple[str, str]]:
         """Return title and sender of the notes that have named each rejected image of a series."""
@@ -189,14 +198,13 @@ class WithdrawalStore:
         return {state.value: found.get(state.value, 0) for state in NOTE_STATES}
 
     def owed(self) -> list[Owed]:
-        """Return the notes that destinations are still to get."""
+        """Return the first of the notes that destinations are still to get: a run's worth."""
         with self._database.reading() as connection:
             names: dict[int, list[str]] = {}
-            for row in connection.execute(untold()).all():
+            for row in connection.execute(untold().limit(AT_ONCE)).all():
                 names.setdefault(row.job_id, []).append(row.destination)
-            waiting = withdrawn(connection, schema.job.c.id.in_(names)) if names else []
-            found = [to_owed(connection, one, names[one.job_id]) for one in waiting]
-        return [one for one in found if one.instances]
+            waiting = withdrawn(connection, schema.job.c.id.in_(names))
+            return [to_owed(connection, one, names[one.job_id]) for one in waiting]
 
     def announce(self, owed: Owed, note: DerivedInstance, series_uid: str, now: datetime) -> None:
         """Queue the note for the destinations that do not have it yet, its file being durable."""
@@ -214,6 +222,7 @@ class WithdrawalStore:
                 columns: dict[str, Any] = {"derived_series_uid": series_uid, "published_at": now}
                 move(work, note_id, "reject", now, priority="urgent", **columns)
             else:
+                put_file_back(work, note_id, note)
                 reopen(work, note_id, now)
             create_deliveries(work, note_id, names)
 
@@ -225,6 +234,12 @@ class WithdrawalStore:
             this = schema.job.c.id == owed.job_id
             work.execute(sa.update(schema.job).where(this).values(**values))
             work.record("withdrawal.unsendable", now, job=owed.job_id, reason=reason)
+
+
+def parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Yield all values, never too many for one statement."""
+    for start in range(0, len(values), MOST_VARIABLES):
+        yield values[start : start + MOST_VARIABLES]
 
 
 def withdraw(work: Work, job_id: int, grounds: Grounds, now: datetime) -> None:
@@ -250,9 +265,9 @@ def note_rejected(
     """Keep which images a note has named."""
     table = schema.rejection
     known: set[str] = set()
-    for start in range(0, len(sop_uids), MOST_VARIABLES):
-        some = table.c.sop_uid.in_(sop_uids[start : start + MOST_VARIABLES])
-        known |= set(work.execute(sa.select(table.c.sop_uid).where(some)).scalars())
+    for some in parts(sop_uids):
+        query = sa.select(table.c.sop_uid).where(table.c.sop_uid.in_(some))
+        known |= set(work.execute(query).scalars())
     rows = [
         {"sop_uid": uid, "title": title, "calling_ae": calling_ae, "at": now}
         for uid in sop_uids
@@ -266,8 +281,7 @@ def concerned(work: Work, sop_uids: Sequence[str]) -> list[int]:
     """Return the series of received images, or of the images that we made from them."""
     instance, derived, job = schema.instance, schema.derived_instance, schema.job
     found: set[int] = set()
-    for start in range(0, len(sop_uids), MOST_VARIABLES):
-        some = sop_uids[start : start + MOST_VARIABLES]
+    for some in parts(sop_uids):
         received = sa.select(instance.c.series_id).where(instance.c.sop_uid.in_(some))
         made = sa.select(job.c.series_id).join(derived, derived.c.job_id == job.c.id)
         made = made.where(derived.c.sop_uid.in_(some), job.c.generation > 0)
@@ -303,69 +317,19 @@ def to_grounds(stored: Mapping[str, Any]) -> Grounds:
     )
 
 
-def has_something(connection: sa.Connection, job_id: int) -> list[str]:
-    """Return the destinations that have something of a job's result, or may have."""
-    delivery = schema.delivery
-    query = sa.select(delivery.c.destination).where(delivery.c.job_id == job_id)
-    query = query.where(may_have_something()).order_by(delivery.c.id)
-    return list(connection.execute(query).scalars())
-
-
-def untold() -> sa.Select[Any]:
-    """Return the query of destinations that are owed a note, by job.
-
-    A note that a person has cancelled is owed no more, nor one that cannot be made.
-    """
-    job, delivery = schema.job, schema.delivery
-    note, told = schema.job.alias(), schema.delivery.alias()
-    about = (note.c.series_id == job.c.series_id) & (note.c.generation == -job.c.generation)
-    same = (told.c.destination == delivery.c.destination) | (note.c.state == JobState.CANCELLED)
-    notes = sa.select(told.c.id).join(note, note.c.id == told.c.job_id).where(about, same)
-    return (
-        sa.select(job.c.id.label("job_id"), delivery.c.destination)
-        .join(job, job.c.id == delivery.c.job_id)
-        .where(job.c.withdrawn_at.is_not(None), ~job.c.unsendable, job.c.generation > 0)
-        .where(may_have_something(), ~notes.exists())
-        .order_by(job.c.id, delivery.c.id)
-    )
-
-
-def may_have_something() -> sa.ColumnElement[bool]:
-    """Return the condition that a delivery's destination has something of it, or may have.
-
-    After an attempt without an answer nobody knows: an instance may be there.
-    """
-    delivery, part = schema.delivery, schema.delivery_instance
-    there = sa.select(part.c.delivery_id).where(
-        part.c.delivery_id == delivery.c.id, part.c.sent_at.is_not(None)
-    )
-    return (delivery.c.attempts > 0) | there.exists()
-
-
-def note_job(work: Work, old: sa.Row[Any]) -> int | None:
-    """Return the job of the note about `old`, None while there is none."""
-    job = schema.job
-    same = (job.c.series_id == old.series_id) & (job.c.generation == -old.generation)
-    found = work.execute(sa.select(job.c.id).where(same)).scalar_one_or_none()
-    return None if found is None else int(found)
-
-
-def reopen(work: Work, note_id: int, now: datetime) -> None:
-    """Let a note that had come to its end be sent once more."""
-    state = locked_job(work, note_id).state
-    if state == JobState.DEAD:
-        resend(work, note_id, now, wanted={})  # notes have no companions
-    elif state == JobState.DELIVERED:
-        move(work, note_id, "readdress", now)
-
-
 def to_owed(connection: sa.Connection, one: Withdrawn, names: Sequence[str]) -> Owed:
-    """Return a note that is owed, with what it is about."""
-    table = schema.derived_instance
+    """Return a note that is owed, with what it is about: all that the job's deliveries name.
+
+    Forwarded originals belong to the newest generation, but an older one has sent them, too.
+    """
+    table, part, delivery = schema.derived_instance, schema.delivery_instance, schema.delivery
+    sent = sa.select(part.c.derived_instance_id).join(delivery, delivery.c.id == part.c.delivery_id)
+    sent = sent.where(delivery.c.job_id == one.job_id)
     query = sa.select(table.c.sop_class, table.c.sop_uid, table.c.path)
-    rows = connection.execute(query.where(table.c.job_id == one.job_id).order_by(table.c.id))
+    rows = connection.execute(query.where(table.c.id.in_(sent)).order_by(table.c.id))
     return Owed(
         job_id=one.job_id,
+        generation=one.generation,
         series_uid=one.derived_series_uid or one.series_uid,
         at=one.at,
         grounds=one.grounds,

@@ -1,12 +1,17 @@
 """Withdrawals on record, on both databases: who is owed a note, and that it is owed once."""
 
+import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
-from dicom_node.store import DerivedInstance, Grounds
+from dicom_node.store import DerivedInstance, Grounds, Limits
+from dicom_node.withdrawal import to_note
+from tests.dicom_node.store.conftest import SQLITE
 
 GROUNDS = Grounds(title=SAFETY, reason="it was wrong.")
 WEIGHTS = "b" * 64
@@ -25,6 +30,12 @@ def send_all(store, now, *destinations) -> None:
             for one in task.instances:
                 store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
             store.deliveries.finish(task.delivery_id, "sent", "stored", now)
+
+
+def forward(store, job_id: int, now, received: int, *destinations: str) -> None:
+    assert store.jobs.decide(
+        job_id, "forward", now, received, reason="Forwarded.", destinations=list(destinations)
+    )
 
 
 @pytest.fixture
@@ -110,3 +121,95 @@ def test_who_may_have_got_something_while_it_was_withdrawn_is_told_too(store, pu
 
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",)
+
+
+@SQLITE
+def test_a_recall_stands_whatever_becomes_of_what_it_withdraws(store, published, now):
+    first, second = published("1.2.3"), published("1.2.4")
+    with store.database.transaction() as work:
+        work.connection.exec_driver_sql(
+            f"CREATE TRIGGER stuck BEFORE UPDATE ON job WHEN new.id = {second} "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+
+    with pytest.raises(sa.exc.IntegrityError):
+        store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+
+    assert store.withdrawals.recalled() == {WEIGHTS: GROUNDS.reason}
+    assert [one.job_id for one in store.withdrawals.all()] == [first]
+    with store.database.transaction() as work:
+        work.connection.exec_driver_sql("DROP TRIGGER stuck")
+    store.withdrawals.catch_up(now, 1)
+    assert [one.job_id for one in store.withdrawals.all()] == [first, second]
+
+
+@SQLITE
+def test_a_recall_of_more_results_than_a_statement_has_variables(store, published, now):
+    jobs = [published(f"1.2.{number}") for number in range(70)]
+    sa.event.listen(
+        store.database.engine,
+        "connect",
+        lambda connection, _: connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 60),
+    )
+    store.database.close()
+
+    found = store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+
+    assert [one.job_id for one in found] == jobs
+
+
+def test_a_run_makes_some_notes_and_the_next_one_the_others(store, published, now, monkeypatch):
+    monkeypatch.setattr("dicom_node.store.withdrawals.AT_ONCE", 2)
+    jobs = [published(f"1.2.{number}") for number in range(3)]
+    send_all(store, now, "pacs")
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+
+    told = []
+    while owed := store.withdrawals.owed():
+        told.append([one.job_id for one in owed])
+        for one in owed:
+            store.withdrawals.announce(one, note(one.job_id), f"2.25.78{one.job_id}", now)
+
+    assert told == [jobs[:2], jobs[2:]]
+
+
+def test_who_has_an_older_forwarding_is_told_of_its_rejection(store, new_instance, now):
+    """A late slice is forwarded by a new generation, to other destinations by now."""
+    first = store.series.record_instance(new_instance(1), now).job_id
+    forward(store, first, now, 1, "pacs")
+    send_all(store, now, "pacs")
+    second = store.series.record_instance(new_instance(2), now).job_id
+    forward(store, second, now, 2, "research")
+    send_all(store, now, "research")
+
+    store.withdrawals.reject(["1.2.3.1"], "MR1", GROUNDS, now)
+
+    owed = store.withdrawals.owed()
+    assert [(one.job_id, one.destinations) for one in owed] == [
+        (first, ("pacs",)), (second, ("research",)),
+    ]  # fmt: skip
+    assert [len(one.instances) for one in owed] == [1, 2]
+    uids = {to_note(one).sop_uid for one in owed}
+    assert len(uids) == 2  # of one series, for one reason, at one time
+
+
+def test_a_note_whose_file_retention_took_is_sent_to_one_destination_more(store, sent, now):
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+    [owed] = store.withdrawals.owed()
+    store.withdrawals.announce(owed, note(sent), "2.25.78", now)
+    send_all(store, now, "pacs")
+    [made] = store.jobs.notes(store.jobs.get(sent).series_id)
+    limits = Limits(
+        before={JobState.DELIVERED: now + timedelta(days=1)}, committers=(), originals=False
+    )
+    [lot] = [lot for lot in store.removals.lots(limits) if lot.job_id == made.id]
+    removal = store.removals.decide(lot, limits, "old", now)
+    store.removals.end(removal, now)
+    [_, late] = store.deliveries.of_job(sent)
+    store.deliveries.record_present(late["id"], ["2.25.123.0"], now)
+
+    [owed] = store.withdrawals.owed()
+    store.withdrawals.announce(owed, note(sent), "2.25.78", now)
+
+    [task] = store.deliveries.due(now)
+    assert [one.sop_uid for one in task.instances] == [note(sent).sop_uid]
