@@ -61,10 +61,12 @@ DOORS = {
     "dicom_node.settings": {"sr_engine.recipe"},
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
+    "dicom_node.worker.readiness": {"sr_engine.errors"},
     "dicom_node.worker.outputs": {"sr_engine.dicom.kinds", "sr_engine.dicom.provenance"},
 }
 LAZY_DOORS = {
     "dicom_node.worker",
+    "dicom_node.worker.weights",
     "dicom_node.demo",
     "dicom_node.conformance.services",
 }  # any engine module, inside a function

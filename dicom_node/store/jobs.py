@@ -13,14 +13,8 @@ from dicom_node.states import HeldBy, JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.gone import gone_originals, gone_results, refuse_gone_originals
-from dicom_node.store.moves import (
-    REASONS,
-    locked_job,
-    move,
-    new_generation,
-    refuse_stranger,
-)
-from dicom_node.store.queue import ClaimedJob, Lease, claim, places
+from dicom_node.store.moves import REASONS, locked_job, move, new_generation, refuse_stranger
+from dicom_node.store.queue import ClaimedJob, Lease, claim, explain_wait, has_queued, places
 from dicom_node.store.results import (
     DerivedInstance,
     DerivedSeries,
@@ -347,12 +341,14 @@ class JobStore:
                 return job_id
             return reprocess(work, row, now, columns)
 
-    def explain_wait(self, reason: str) -> None:
-        """Let every queued job say why no worker takes it."""
-        job = schema.job
-        these = (job.c.state == JobState.QUEUED) & (job.c.reason != reason)
-        with self._database.transaction() as work:
-            work.execute(sa.update(job).where(these).values(reason=reason))
+    def has_queued(self) -> bool:
+        """Return whether any job is queued, whether or not it may be begun now."""
+        with self._database.reading() as connection:
+            return has_queued(connection)
+
+    def explain_wait(self, why: str) -> None:
+        """Let every queued job say, behind its own reason, why no worker takes it; "": no more."""
+        explain_wait(self._database, why)
 
     def cancel(self, job_id: int, now: datetime, reason: str | None = None) -> JobState:
         """Return CANCELLED; deliveries that have not ended are stopped."""

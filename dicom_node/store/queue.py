@@ -15,6 +15,7 @@ from dicom_node.store.database import Database, Work
 from dicom_node.store.moves import REASONS, series_uid_of
 
 QUOTA_PERIOD = timedelta(hours=1)
+WAITS = " No worker takes it: "  # stands between a job's own reason and that of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +143,31 @@ def note_claim(work: Work, row: sa.Row[Any], lease: Lease) -> ClaimedJob:
         incomplete_release=row.incomplete_release,
         lease_until=row.lease_until,
     )
+
+
+def has_queued(connection: sa.Connection) -> bool:
+    """Return whether any job is queued."""
+    job = schema.job
+    query = sa.select(job.c.id).where(job.c.state == JobState.QUEUED).limit(1)
+    return connection.scalar(query) is not None
+
+
+def explain_wait(database: Database, why: str) -> None:
+    """Put behind the reason of every queued job why no worker takes it, "" for nothing.
+
+    Its own reason stays: it says what became of the attempt before, or what the job replaces.
+    """
+    job = schema.job
+    query = sa.select(job.c.id, job.c.reason).where(job.c.state == JobState.QUEUED)
+    with database.reading() as connection:
+        rows = connection.execute(query).all()
+    behind = f"{WAITS}{why}" if why else ""
+    changed = [(row, row.reason.partition(WAITS)[0] + behind) for row in rows]
+    changed = [(row, reason) for row, reason in changed if reason != row.reason]
+    if not changed:
+        return  # nobody who finds nothing to do holds up those who write
+    with database.transaction() as work:
+        for row, reason in sorted(changed, key=lambda pair: pair[0].id):
+            same = (job.c.id == row.id) & (job.c.state == JobState.QUEUED)
+            same &= job.c.reason == row.reason
+            work.execute(sa.update(job).where(same).values(reason=reason))

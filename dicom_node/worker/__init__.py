@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,14 @@ from dicom_node.worker.outputs import (
     readers,
 )
 from dicom_node.worker.processes import worker_name
+from dicom_node.worker.readiness import Readiness
 from dicom_node.worker.room import is_for_want_of_room
 from dicom_node.worker.sources import source_paths
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
-from dicom_node.worker.weights import RecallGuard
+from dicom_node.worker.weights import load_bundle, usable_weights
 from sr_engine.errors import InputRefused
 
 if TYPE_CHECKING:
-    from sr_engine.model.bundle import Bundle
     from sr_engine.pipeline import EnhanceResult
 
 log = telemetry.get_logger()
@@ -85,10 +85,7 @@ class Worker:
         self._engine = engine or run_engine
         self._waits = False  # for room on the disk
         self._order = settings.queue_order()
-        self._recalls = RecallGuard(
-            store,
-            lambda: load_bundle(settings.engine.weights, settings.engine.weights_sha256).sha256,
-        )
+        self._readiness = Readiness(settings, store, partial(usable_weights, settings))
 
     def run(self) -> None:
         """Work until the shutdown is requested."""
@@ -106,7 +103,10 @@ class Worker:
 
     def run_once(self) -> bool:
         """Process one job; False when there was none, or it may not be begun."""
-        if not self._has_room() or not self._recalls.stands():
+        # Loading the engine takes seconds and much memory: not for an empty queue.
+        if not self._has_room() or not self._store.jobs.has_queued():
+            return False
+        if not self._readiness.is_given():
             return False
         lease = timedelta(seconds=self._settings.engine.lease_s)
         job = self._store.jobs.claim(self.name, utc_now(), lease, self._order)
@@ -297,20 +297,6 @@ def prepare_environment(settings: Settings) -> None:
     if settings.engine.threads:
         for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
             os.environ[name] = str(settings.engine.threads)
-
-
-@cache
-def load_bundle(weights: str, sha256: str) -> "Bundle":
-    """Return the weights, loaded once a process.
-
-    Raises
-    ------
-    WeightsError
-        If the file is damaged, or is not the one that the configuration expects.
-    """
-    from sr_engine.model.bundle import load
-
-    return load(weights, sha256 or None)
 
 
 def release(store: Store, job_id: int, now: datetime) -> JobState:

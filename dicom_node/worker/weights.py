@@ -1,31 +1,37 @@
-"""A worker whose weights are recalled takes no job: what is queued waits for other weights."""
+"""The configured weights, and whether this machine can use them."""
 
-from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
-from dicom_node import telemetry
-from dicom_node.store import Store
+from dicom_node.settings import Settings
 
-log = telemetry.get_logger()
+if TYPE_CHECKING:
+    from sr_engine.model.bundle import Bundle
 
 
-class RecallGuard:
-    """Knows whether the configured weights may still be used."""
+@cache
+def load_bundle(weights: str, sha256: str) -> "Bundle":
+    """Return the weights, loaded once a process.
 
-    def __init__(self, store: Store, digest: Callable[[], str]) -> None:
-        """Ask `store`; `digest` returns the SHA-256 of the configured weights, at some cost."""
-        self._store, self._digest = store, digest
-        self._waits = False
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, or is not the one that the configuration expects.
+    """
+    from sr_engine.model.bundle import load
 
-    def stands(self) -> bool:
-        """Return False while the weights are recalled; what is queued then says so."""
-        recalled = self._store.withdrawals.recalled()
-        digest = self._digest() if recalled else ""
-        waits = digest in recalled
-        if waits:
-            what_to_do = "Configure other ones (engine.weights) and restart."
-            self._store.jobs.explain_wait(f"Waits: {recalled[digest]} {what_to_do}")
-        if waits != self._waits:
-            event = "worker.weights_recalled" if waits else "worker.weights_stand"
-            log.warning(event, weights_sha256=digest)
-        self._waits = waits
-        return not waits
+    return load(weights, sha256 or None)
+
+
+def usable_weights(settings: Settings) -> str:
+    """Return the SHA-256 of the configured weights, once they and the device can be used.
+
+    Raises
+    ------
+    EngineError
+        If they cannot: no job would come to its end.
+    """
+    from sr_engine.model.run import choose_device
+
+    choose_device(settings.engine.device)
+    return load_bundle(settings.engine.weights, settings.engine.weights_sha256).sha256

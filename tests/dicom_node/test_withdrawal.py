@@ -27,6 +27,7 @@ from dicom_node.sender import Sender
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.worker import Worker
+from dicom_node.worker.weights import load_bundle
 from tests import phantoms
 from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.rigs import pacs
@@ -153,17 +154,17 @@ def test_nothing_is_made_with_recalled_weights(node, tmp_path):
     assert node.store.jobs.derived(again) == []
 
 
-def test_a_worker_with_recalled_weights_takes_no_job_and_the_queue_says_why(node, monkeypatch):
-    recall(node)
+def test_a_worker_with_recalled_weights_takes_no_job_and_the_queue_says_why(node):
+    configured = load_bundle(node.settings.engine.weights, "").sha256
+    withdrawal.recall(node.store, configured, "lesions were missed", now())
     again = node.store.jobs.requeue(series_job(node).id, now())
     worker = Worker(node.settings, node.store, engine=copying_engine())
-    recalled = next(iter(node.store.withdrawals.recalled()))
-    worker._recalls._digest = lambda: recalled
 
     assert not worker.run_once()
     waiting = node.store.jobs.get(again)
     assert waiting.state is JobState.QUEUED and "Configure other ones" in waiting.reason
-    worker._recalls._digest = lambda: "0" * 64
+    assert "takes the place of derived series" in waiting.reason
+    node.store.withdrawals.lift(configured, "it was another file", now())
     assert worker.run_once()
 
 

@@ -1,6 +1,7 @@
 """The worker: what becomes of a job, whatever happens to it on the way."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pydicom
 import pytest
 from structlog.testing import capture_logs
 
+from dicom_node import signing, withdrawal
 from dicom_node.errors import GateRefused, IllegalTransition, StoreUnavailable
 from dicom_node.retry import Verdict
 from dicom_node.states import HeldBy, JobState
@@ -154,6 +156,61 @@ def test_a_failure_is_tried_again_later_and_given_up_at_last(node):
 
     assert states == [JobState.QUEUED, JobState.QUEUED, JobState.DEAD]
     assert "no weight file w" in job.reason
+
+
+def open_to_others(node):
+    key = node.settings.node.state_dir / signing.FILE
+    signing.own_key(key.parent)
+    key.chmod(0o644)
+    return node.settings, lambda: key.chmod(0o600)
+
+
+def foreign_weights(node):
+    engine = node.settings.engine.model_copy(update={"weights_sha256": "0" * 64})
+    return node.settings.model_copy(update={"engine": engine}), lambda: None
+
+
+def missing_device(node):
+    engine = node.settings.engine.model_copy(update={"device": "cuda:99"})
+    return node.settings.model_copy(update={"engine": engine}), lambda: None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (open_to_others, "signing key cannot be used: .*chmod 0600"),
+        (foreign_weights, "engine cannot be used: .*the configuration expects 0000"),
+        (missing_device, "engine cannot be used: .*CUDA device"),
+    ],
+)
+def test_a_fault_of_the_node_uses_up_no_attempt_of_any_job(node, spoil, words):
+    """The jobs died one after another; after a recall the process did, too, at each start."""
+    withdrawal.recall(node.store, "f" * 64, "of other weights", datetime.now(UTC))
+    own_reason = node.job.reason
+    settings, mend = spoil(node)
+    worker = Worker(settings, node.store, engine=raising(AssertionError("it was begun")))
+
+    with capture_logs() as logs:
+        assert not worker.run_once() and not worker.run_once()
+
+    waiting = node.store.jobs.get(node.job.id)
+    assert (waiting.state, waiting.attempts) == (JobState.QUEUED, 0)
+    assert waiting.reason.startswith(own_reason) and re.search(words, waiting.reason)
+    assert [one["event"] for one in logs].count("worker.not_ready") == 1
+    mend()
+    later = Worker(node.settings, node.store, engine=raising(GeometryError("no stack")))
+    assert later.run_once() and node.store.jobs.get(node.job.id).state is JobState.DEAD
+
+
+def test_what_queued_jobs_say_of_an_obstacle_goes_with_it(node):
+    own_reason = node.job.reason
+    for why in ("the key is gone.", "the weights are gone.", "the weights are gone."):
+        node.store.jobs.explain_wait(why)
+        assert node.job.reason == f"{own_reason} No worker takes it: {why}"
+
+    node.store.jobs.explain_wait("")
+
+    assert node.job.reason == own_reason
 
 
 def test_a_librarys_words_are_withheld_because_they_may_quote_a_patient(node):

@@ -12,7 +12,8 @@ from dicom_node.errors import InstanceRejected, OutOfSpace
 from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.store import open_store
-from dicom_node.worker import Worker, load_bundle
+from dicom_node.worker import Worker
+from dicom_node.worker.weights import load_bundle
 from sr_engine.dicom.scanner import PATIENT_NAME
 from tests import phantoms
 from tests.rigs import rig_settings
@@ -70,7 +71,7 @@ def test_every_faulty_series_is_refused_skipped_held_or_dead_with_its_reason(nam
     assert all(row.path.is_file() for row in store.series.all_instances())
 
 
-def test_a_weight_file_with_the_wrong_hash_ends_the_job_and_names_both(node, tmp_path):
+def test_a_weight_file_with_the_wrong_hash_keeps_the_job_waiting_and_names_both(node, tmp_path):
     settings, store, files = node
     engine = settings.engine.model_copy(update={"weights_sha256": "0" * 64, "max_attempts": 1})
     settings = settings.model_copy(update={"engine": engine})
@@ -81,7 +82,7 @@ def test_a_weight_file_with_the_wrong_hash_ends_the_job_and_names_both(node, tmp
     work_off(settings, store)
 
     (row,) = store.series.listing()
-    assert row["state"] == "DEAD"
+    assert row["state"] == "QUEUED"
     assert "SHA-256" in row["reason"] and "00000000" in row["reason"]
 
 
