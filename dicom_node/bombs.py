@@ -15,6 +15,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.errors import InstanceRejected
+from sr_engine.dicom.padding import at_padding
 
 # Zeros deflate to a thousandth, images to a half or a quarter: any data set may inflate to
 # the first, a large one to so many times its size, none to more than the last.
@@ -55,13 +56,11 @@ def inflated(file: bytes) -> Iterator[bytes]:
     InstanceRejected
         As soon as it has become too large.
     """
-    if DeflatedExplicitVRLittleEndian.encode() not in file[:META_BYTES]:
-        yield file
-        return
     stream = BytesIO(file)
-    if read_meta(stream).TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
+    if not is_deflated(stream):
         yield file
         return
+    read_meta(stream)
     unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), stream.read(), 0
     most = min(MOST_INFLATED_BYTES, max(ALWAYS_INFLATED_BYTES, MOST_TIMES * len(packed)))
     while packed and not unpacker.eof:
@@ -72,22 +71,42 @@ def inflated(file: bytes) -> Iterator[bytes]:
         yield piece
 
 
+def is_deflated(stream: BinaryIO) -> bool:
+    """Return whether the data set of a DICOM file is; the stream stands at its beginning.
+
+    Raises
+    ------
+    EOFError, InvalidDicomError ...
+        What pydicom raises on bytes that are no DICOM file.
+    """
+    head = stream.read(META_BYTES)
+    stream.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return False
+    meta = read_meta(stream)
+    stream.seek(0)
+    return bool(meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian)
+
+
 def read_meta(stream: BinaryIO) -> Dataset:
     """Return the file meta information of a DICOM file; the stream stands behind it then."""
     read_preamble(stream, False)
     return read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
 
 
-def few_elements() -> Callable[[BaseTag, str | None, int], bool]:
+def few_elements(stream: BinaryIO) -> Callable[[BaseTag, str | None, int], bool]:
     """Return a `stop_when` that lets pydicom read MOST_ELEMENTS, then raises InstanceRejected.
 
-    Zeros behind the pixels, megabytes of them in some archives, count as nothing: pydicom takes
-    them for one element, again and again.
+    It ends the data set of `stream` where its padding begins. Of a deflated one, which pydicom
+    reads from elsewhere, zeros are elements like any other.
     """
     left = iter(range(MOST_ELEMENTS))
+    padding = None if is_deflated(stream) else at_padding(stream)
 
     def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag and next(left, None) is None:
+        if padding is not None and padding(tag, vr, length):
+            return True
+        if next(left, None) is None:
             raise InstanceRejected(f"there are more than {MOST_ELEMENTS} elements in the data set")
         return False
 

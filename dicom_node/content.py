@@ -139,7 +139,8 @@ def parse(file: bytes) -> Dataset:
     """
     try:
         refuse_bombs(file)
-        dataset = read_partial(BytesIO(file), few_elements())
+        stream = BytesIO(file)
+        dataset = read_partial(stream, few_elements(stream))
     except PARSE_ERRORS as error:
         raise NotAnInstance(f"no DICOM data set: {type(error).__name__}") from error
     if not dataset:  # pydicom warns and gives up everything that it had read

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 from dicom_node.bombs import ITEM, MOST_ELEMENTS, MOST_ITEMS, count_items
+from sr_engine.dicom.padding import is_padding
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
@@ -123,6 +124,8 @@ class Walk:
             if tag == ITEM_END and open and data[at - 4 : at] == bytes(4):
                 return at
             if tag <= last or (vr is None and not implicit):
+                if not depth and not tag and is_padding(data, at - 8):
+                    return end
                 raise Unusual
             last = tag
             self._left -= 1

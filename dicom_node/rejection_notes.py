@@ -14,13 +14,12 @@ from datetime import datetime, tzinfo
 from io import BytesIO
 from pathlib import Path
 
-from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset, FileMetaDataset, dcmwrite
 from pydicom.sequence import Sequence as ItemSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicom_node.content import IMPLEMENTATION_NAME, IMPLEMENTATION_UID, PARSE_ERRORS
-from dicom_node.errors import NotAnInstance
+from dicom_node.content import IMPLEMENTATION_NAME, IMPLEMENTATION_UID, PARSE_ERRORS, parse
+from dicom_node.errors import InstanceRejected, NotAnInstance
 
 KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
 QUALITY, SAFETY, WRONG_ENTRY, EXPIRED = "113001", "113037", "113038", "113039"
@@ -101,13 +100,13 @@ def read_rejection(path: Path) -> Rejection | None:
         If the file cannot be read, or names no instance.
     """
     try:
-        dataset = dcmread(path)
+        dataset = parse(path.read_bytes())
         title = first_code(dataset.get("ConceptNameCodeSequence"))
         if title is None or title.scheme != "DCM" or title.value not in TITLES:
             return None
         named = frozenset([*evidence_uids(dataset), *content_uids(dataset)])
         modifiers = tuple(title_modifiers(dataset))
-    except (*PARSE_ERRORS, InvalidDicomError) as error:
+    except (*PARSE_ERRORS, InstanceRejected) as error:
         raise NotAnInstance(f"the rejection note cannot be read: {type(error).__name__}") from error
     if not named:
         raise NotAnInstance("the rejection note names no instance")

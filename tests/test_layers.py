@@ -49,12 +49,14 @@ LEVELS = {
 DOORS = {
     "dicom_node.assembly.geometry": {"sr_engine.dicom.sorting"},
     "dicom_node.assembly.summary": {"sr_engine.dicom.sorting"},
+    "dicom_node.bombs": {"sr_engine.dicom.padding"},
     "dicom_node.cli": {"sr_engine", "sr_engine.errors"},
     "dicom_node.cli.origin": {
         "sr_engine.dicom.provenance",
         "sr_engine.dicom.seal",
         "sr_engine.errors",
     },
+    "dicom_node.elements": {"sr_engine.dicom.padding"},
     "dicom_node.gate_companions": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.gate_rules": {"sr_engine.dicom.provenance", "sr_engine.errors"},
     "dicom_node.release_gate": {"sr_engine.dicom.provenance", "sr_engine.errors"},

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_partial
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from sr_engine.dicom.proportion import refuse_inflation
+from sr_engine.dicom.padding import StopWhen, at_padding
+from sr_engine.dicom.proportion import is_deflated, refuse_inflation
 from sr_engine.errors import HeaderError, NotDicom
 
 # What pydicom raises on damaged bytes and values; LookupError: a character set that is none.
@@ -30,6 +31,8 @@ DAMAGED = (
     struct.error,
     zlib.error,
 )
+
+PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # of floats, of doubles, of integers
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -51,7 +54,11 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     try:
         with quiet():
             refuse_inflation(path)
-            dataset = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+            with open(path, "rb") as file:
+                padding = None if is_deflated(path) else at_padding(file)
+                dataset = read_partial(
+                    file, before_pixels(padding) if stop_before_pixels else padding
+                )
     except (InvalidDicomError, *DAMAGED) as error:
         raise NotDicom(f"{path.name} is no DICOM file: {error}") from None
     except OSError as error:
@@ -59,6 +66,11 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     if "TransferSyntaxUID" not in dataset.file_meta or len(dataset) == 0:
         raise NotDicom(f"{path.name} is no DICOM file: no transfer syntax or no data set")
     return dataset
+
+
+def before_pixels(end: StopWhen | None) -> StopWhen:
+    """Return the `stop_when` that ends before the pixels, and where `end` does."""
+    return lambda *element: element[0] in PIXELS or bool(end and end(*element))
 
 
 def read_headers(paths: Iterable[Path]) -> list[Dataset]:

@@ -28,12 +28,10 @@ def refuse_inflation(path: Path) -> None:
     zlib.error, EOFError, InvalidDicomError ...
         What pydicom raises on bytes that are no DICOM file.
     """
+    if not is_deflated(path):
+        return
+    meta = read_file_meta_info(path)
     with open(path, "rb") as file:
-        if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
-            return
-        meta = read_file_meta_info(path)
-        if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
-            return
         file.seek(PREAMBLE_BYTES + meta.get("FileMetaInformationGroupLength", 0))
         unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while packed := unpacker.unconsumed_tail or file.read(2**20):
@@ -42,6 +40,14 @@ def refuse_inflation(path: Path) -> None:
                 raise NotDicom(f"{path.name} inflates to over {MOST_INFLATED_BYTES} bytes")
             if unpacker.eof:
                 return
+
+
+def is_deflated(path: Path) -> bool:
+    """Return whether the data set in `path` is deflated; raises as `refuse_inflation`."""
+    with open(path, "rb") as file:
+        if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
+            return False
+    return bool(read_file_meta_info(path).TransferSyntaxUID == DeflatedExplicitVRLittleEndian)
 
 
 def refuse_too_many_pixels(rows: float, columns: float, frames: float, uid: str) -> None:

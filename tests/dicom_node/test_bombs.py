@@ -5,9 +5,13 @@ import struct
 import tracemalloc
 
 import pytest
+from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
 from dicom_node.bombs import MOST_ELEMENTS, MOST_ITEMS
-from dicom_node.content import as_file, parse, refuse_short_pixels
+from dicom_node.content import as_file, attributes_digest, parse, refuse_short_pixels
+from dicom_node.elements import scan
 from dicom_node.errors import InstanceRejected
 from tests.faults import fuzz_wire as wire
 from tests.faults.fuzz_data import deflated, fragments, identity, plane
@@ -67,10 +71,42 @@ def test_too_many_elements_are_refused():
         parse(file(identity() + b"".join(raw(tag, "LO", b"") for tag in tags)))
 
 
-def test_zeros_behind_the_pixels_count_as_nothing():
-    body = identity() + raw(0x7FE00010, "OW", b"\0\0") + bytes(8 * (MOST_ELEMENTS + 10))
+PADDING = bytes(8 * (MOST_ELEMENTS + 10))
 
-    assert parse(file(body)).PixelData == b"\0\0"
+
+def encoded(dataset: Dataset, syntax: str) -> bytes:
+    """Return the data set in another transfer syntax."""
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR = syntax == wire.IMPLICIT
+    buffer.is_little_endian = syntax != wire.BIG_ENDIAN
+    write_dataset(buffer, dataset)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("syntax", [wire.EXPLICIT, wire.IMPLICIT, wire.BIG_ENDIAN])
+def test_zeros_behind_the_pixels_are_no_elements(syntax):
+    """A real archive appends two megabytes; each eight of them cost as much as an element."""
+    body = encoded(parse(file(identity() + raw(0x7FE00010, "OW", b"\0\0"))), syntax)
+
+    dataset = parse(file(body + PADDING, syntax))
+
+    assert dataset.PixelData == b"\0\0" and 0 not in dataset
+    assert attributes_digest(dataset) == attributes_digest(parse(file(body, syntax)))
+    if syntax != wire.BIG_ENDIAN:
+        assert scan(body + PADDING, syntax) == scan(body, syntax)
+
+
+def test_zeros_before_something_else_are_elements():
+    pixels = raw(0x7FE00010, "OW", b"\0\0")
+
+    assert parse(file(identity() + bytes(64) + pixels)).PixelData == b"\0\0"
+    with pytest.raises(InstanceRejected, match="elements in the data set"):
+        parse(file(identity() + PADDING + pixels))
+
+
+def test_zeros_in_a_deflated_data_set_are_elements():
+    with pytest.raises(InstanceRejected, match="elements in the data set"):
+        parse(file(deflated(identity() + PADDING), wire.DEFLATED))
 
 
 @pytest.mark.parametrize("syntax", [wire.RLE, wire.J2K, wire.JPEG])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from sr_engine.dicom.headers import read_dataset
 from sr_engine.dicom.proportion import MOST_INFLATED_BYTES
 from sr_engine.dicom.reader import read_series
 from sr_engine.errors import InputRefused, NotDicom, PixelDecodeError
@@ -104,3 +105,23 @@ def test_pixels_beyond_all_measure_are_refused_before_they_are_decoded(slices, t
 
     with pytest.raises(PixelDecodeError, match="too many"):
         read_series([*slices[:2], path])
+
+
+@pytest.mark.parametrize("stop_before_pixels", [False, True])
+def test_zeros_behind_the_data_set_are_no_elements(tmp_path, stop_before_pixels):
+    """A real archive appends two megabytes of them, which took a second; a disk has more."""
+    path = tmp_path / "padded.dcm"
+    pixels = raw(0x7FE00010, "OW", b"\1\0")
+    path.write_bytes(dicom_file(identity() + pixels + bytes(2**20), wire.EXPLICIT))
+
+    dataset = read_dataset(path, stop_before_pixels=stop_before_pixels)
+
+    assert 0 not in dataset and ("PixelData" in dataset) is not stop_before_pixels
+
+
+def test_zeros_before_something_else_are_read_as_ever(tmp_path):
+    path = tmp_path / "odd.dcm"
+    body = identity() + bytes(64) + raw(0x7FE00010, "OW", b"\1\0") + bytes(64)
+    path.write_bytes(dicom_file(body, wire.EXPLICIT))
+
+    assert read_dataset(path).PixelData == b"\1\0"
