@@ -7,6 +7,7 @@ NodeError
 │   ├── StoreUnavailable      A700  the database did not commit; retryable
 │   ├── NotAnInstance         A900  no usable SOP class or instance UID, or not the announced one
 │   └── ConflictingInstance   0111  the SOP instance is known with other content
+│       └── CorrectedSince    C000  it is an older version of one that was corrected
 ├── DatabaseTaken             another node runs on the database
 ├── IllegalTransition         a state change that states.TRANSITIONS does not know
 │   └── FilesGone             the files that it needs were deleted by retention
@@ -60,6 +61,15 @@ class ConflictingInstance(InstanceRejected):
     """The SOP instance is known with other attributes or pixels."""
 
     status = 0x0111
+
+
+class CorrectedSince(ConflictingInstance):
+    """The SOP instance was corrected since; what came is an older version, which is not kept.
+
+    Not 0111: senders take that for "it is there" and may delete the only copy of this version.
+    """
+
+    status = 0xC000
 
 
 class DatabaseTaken(NodeError):

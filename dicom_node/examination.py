@@ -80,6 +80,7 @@ class Incoming:
     sop_class: str | None = None  # as announced by the C-STORE command
     sop_uid: str | None = None
     study_uid: str | None = None  # of the place where it is to be stored
+    by_hand: bool = False  # a person imports it, who may put back what was corrected by mistake
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
 from dicom_node.content import split_file
 from dicom_node.corrections import corrects
-from dicom_node.errors import ConflictingInstance, InstanceRejected
+from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected
 from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.store import InstanceRow, NewInstance, Store
@@ -57,7 +57,9 @@ def submit_file(path: Path, files: PixelFiles, store: Store, now: datetime) -> T
         If it is no DICOM file or cannot be kept; the message is one line.
     """
     transfer_syntax, encoded = split_file(path)
-    incoming = Incoming(encoded=encoded, transfer_syntax=transfer_syntax, calling_ae=SUBMITTED)
+    incoming = Incoming(
+        encoded=encoded, transfer_syntax=transfer_syntax, calling_ae=SUBMITTED, by_hand=True
+    )
     return take_in(incoming, files, store, now)
 
 
@@ -130,7 +132,7 @@ def _keep_again(
 ) -> str:
     """Return the outcome where the instance may be known: a file that retention deleted is new."""
     known = store.series.find_instance(examined.sop_uid)
-    if known is not None and _is_correction(known, examined, store):
+    if known is not None and _is_correction(known, examined, store, incoming.by_hand):
         return _keep_corrected(known, examined, incoming, files, store, now)
     if known is not None:
         _refuse_other_content(known, examined)
@@ -142,12 +144,15 @@ def _keep_again(
     return store.series.record_instance(new, now).outcome
 
 
-def _is_correction(known: InstanceRow, examined: Examined, store: Store) -> bool:
+def _is_correction(known: InstanceRow, examined: Examined, store: Store, by_hand: bool) -> bool:
     """Return whether this is the known image with other patient or study data.
 
-    Of a file that retention has deleted the decoded pixels and the header values are compared.
+    What was corrected comes back by a person's hand only. Of a file that retention has deleted the
+    decoded pixels and the header values are compared.
     """
-    if examined.attributes_sha256 in (known.attributes_sha256, *known.replaced):
+    if examined.attributes_sha256 == known.attributes_sha256:
+        return False
+    if examined.attributes_sha256 in known.replaced and not by_hand:
         return False
     if known.removal_id is not None:
         same_study = store.series.study_uid(known.series_id) == examined.study_uid
@@ -202,7 +207,7 @@ def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:
     if known.sha256 == examined.sha256:
         return
     if examined.attributes_sha256 in known.replaced:
-        raise ConflictingInstance(f"SOP instance {examined.sop_uid} was corrected since")
+        raise CorrectedSince(f"was corrected since: this is an older version of {examined.sop_uid}")
     what = f"SOP instance {examined.sop_uid} is known with other"
     if known.attributes_sha256 != examined.attributes_sha256:
         raise ConflictingInstance(f"{what} attributes")

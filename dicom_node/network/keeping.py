@@ -100,7 +100,8 @@ def keep_file(
             transfer_syntax=syntax,
             calling_ae=calling,
             study_uid=study_uid,
-            **names,
+            sop_class=names["sop_class"],
+            sop_uid=names["sop_uid"],
         )
         return Kept(status=take_in(incoming, accepted.files, store, now).status, **names)
     except InstanceRejected as error:

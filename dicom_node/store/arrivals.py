@@ -10,7 +10,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.errors import ConflictingInstance, InstanceRejected, NodeError, StoreUnavailable
+from dicom_node.errors import (
+    ConflictingInstance,
+    CorrectedSince,
+    InstanceRejected,
+    NodeError,
+    StoreUnavailable,
+)
 from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
 from dicom_node.store import schema
@@ -244,7 +250,9 @@ def correct(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> 
     """
     put_back(work, known, new, now, event="instance.corrected")
     values = {"attributes_sha256": new.attributes_sha256, "header": new.header}
-    values |= {"replaced": [*known.replaced, known.attributes_sha256]}
+    replaced = [*known.replaced, known.attributes_sha256]
+    # A person may put an older version back.
+    values |= {"replaced": [one for one in replaced if one != new.attributes_sha256]}
     this = schema.instance.c.id == known.id
     work.execute(sa.update(schema.instance).where(this).values(**values))
     reason = f"{new.calling_ae} has sent images of the series with other patient or study data."
@@ -318,7 +326,7 @@ def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
     decoded or compared the pixels.
     """
     if new.attributes_sha256 in known.replaced:
-        raise ConflictingInstance(f"SOP instance {new.sop_uid} was corrected since")
+        raise CorrectedSince(f"was corrected since: this is an older version of {new.sop_uid}")
     same_pixels = known.sha256 in (new.sha256, new.same_as)
     if known.pixels_sha256 and new.pixels_sha256:
         same_pixels = known.pixels_sha256 == new.pixels_sha256

@@ -6,9 +6,11 @@ import pydicom
 import pytest
 
 from dicom_node import retention, withdrawal
+from dicom_node.content import split_file
 from dicom_node.corrections import corrects
-from dicom_node.errors import ConflictingInstance
-from dicom_node.intake import recover
+from dicom_node.errors import ConflictingInstance, CorrectedSince
+from dicom_node.examination import Incoming
+from dicom_node.intake import recover, take_in
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
@@ -46,6 +48,13 @@ def corrected(node, path, tmp_path, **values):
     copy = tmp_path / f"corrected-{path.name}"
     dataset.save_as(copy)
     return copy
+
+
+def arrive(node, path):
+    """Take a file in as a scanner brings it."""
+    syntax, encoded = split_file(path)
+    incoming = Incoming(encoded=encoded, transfer_syntax=syntax, calling_ae="MR1")
+    return take_in(incoming, node.files, node.store, datetime.now(UTC))
 
 
 def correct_all(node, tmp_path, paths=None):
@@ -89,8 +98,26 @@ def test_only_one_file_of_each_image_is_left_and_verify_knows_it(node, tmp_path)
 def test_the_image_before_its_correction_does_not_come_back(node, tmp_path):
     correct_all(node, tmp_path)
 
-    with pytest.raises(ConflictingInstance, match="was corrected since"):
-        node.submit(node.paths[0])
+    with pytest.raises(CorrectedSince, match=r"^was corrected since: .* older version") as refused:
+        arrive(node, node.paths[0])
+
+    assert refused.value.status == 0xC000  # 0x0111 would say "it is there"
+    row = node.store.series.instances(node.job.series_id)[0]
+    assert pydicom.dcmread(row.path).PatientID == "RIGHT-1"
+
+
+def test_a_person_may_put_the_image_back_as_it_was_before_its_correction(node, tmp_path):
+    correct_all(node, tmp_path)
+
+    node.submit(node.paths[0])
+
+    row = node.store.series.find_instance(pydicom.dcmread(node.paths[0]).SOPInstanceUID)
+    assert pydicom.dcmread(row.path) == pydicom.dcmread(node.paths[0])
+    assert node.job.state is JobState.RECEIVING
+    arrive(node, node.paths[0])  # known by now
+    with pytest.raises(CorrectedSince):
+        arrive(node, tmp_path / f"corrected-{node.paths[0].name}")
+    assert recover(node.files, node.store) == [] and node.store.ledger().balanced
 
 
 def test_half_a_correction_is_not_computed(node, tmp_path):
