@@ -7,14 +7,15 @@ because an archive finds the patient by them.
 Source: PS3.3 A.35.4, PS3.16 TID 2010 and CID 7010, IHE RAD TF-2 4.66.
 """
 
+import errno
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from io import BytesIO
 from pathlib import Path
 
-from pydicom import Dataset, FileMetaDataset, dcmwrite
+from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom.sequence import Sequence as ItemSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -41,6 +42,7 @@ REQUIRED = (  # type 2: there, if need be without a value
 )
 MODIFIER, DESCRIPTION = "Document Title Modifier", "Key Object Description"
 SERIES_NUMBER = 9900
+NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # None: pydicom's own words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,15 @@ def write_note(note: Note, identity: Dataset) -> bytes:
 
 
 def identity_of(image: Dataset) -> Dataset:
-    """Return the attributes of patient and study as they stand in `image`."""
+    """Return the attributes of patient and study as they stand in `image`.
+
+    Raises
+    ------
+    KeyError
+        If it names no study: it is damaged, and pydicom has read nothing.
+    """
+    if "StudyInstanceUID" not in image:
+        raise KeyError("StudyInstanceUID")
     dataset = Dataset()
     for keyword in IDENTITY:
         if keyword in image:
@@ -254,6 +264,25 @@ def content_item(relation: str, kind: str, name: Code | None = None) -> Dataset:
 def modifiers_of(stored: Sequence[Mapping[str, str]]) -> tuple[Code, ...]:
     """Return modifiers as the database keeps them."""
     return tuple(Code(**each) for each in stored)
+
+
+def written_from(paths: Iterable[Path], write: Callable[[Dataset], bytes]) -> bytes | None:
+    """Return what `write` makes of the first file that it can be made of; None, if of none.
+
+    A damaged file is passed over, like one that is gone.
+
+    Raises
+    ------
+    OSError
+        If a file is there and the disk does not give it: another time it may.
+    """
+    for path in paths:
+        try:
+            return write(dcmread(path, stop_before_pixels=True))
+        except PARSE_ERRORS as error:
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise
+    return None
 
 
 def identity_path(state_dir: Path, job_id: int) -> Path:

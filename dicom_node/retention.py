@@ -9,19 +9,15 @@ import errno
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest
 from dicom_node.errors import OutOfSpace
 from dicom_node.pixel_files import PixelFiles, clear_folder, keep
-from dicom_node.rejection_notes import identity_path, write_identity
+from dicom_node.rejection_notes import identity_path, write_identity, written_from
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Limits, Lot, Removal, Store
@@ -135,7 +131,7 @@ def carry_out(
         if removal.kind == ORIGINALS and not note_pixels(removal, store, until):
             return False
         if removal.kind == DERIVED:
-            keep_identity(removal, store, settings)
+            keep_identity(removal, store, settings, now)
         for folder in unlink_files(removal, store, settings):
             clear_folder(folder)
             if removal.kind == DERIVED:  # out/<job>/<attempt>
@@ -167,18 +163,22 @@ def unlink_files(removal: Removal, store: Store, settings: Settings) -> set[Path
     return folders
 
 
-def keep_identity(removal: Removal, store: Store, settings: Settings) -> None:
-    """Keep of a result that was sent what a rejection note will need: weights may be recalled."""
+def keep_identity(removal: Removal, store: Store, settings: Settings, now: datetime) -> None:
+    """Keep of a result that was sent what a rejection note will need: weights may be recalled.
+
+    Of a result whose every file is damaged nothing is kept, which is put on record: its files are
+    to go all the same, and a note about it must be made by hand (`withdrawal.BY_HAND`).
+    """
     path = identity_path(settings.node.state_dir, removal.job_id)
     job = store.jobs.get(removal.job_id)
     if path.exists() or job.published_at is None or job.is_note:
         return
-    for one in store.removals.doomed(removal):
-        if one.path.is_file():
-            with suppress(InvalidDicomError):
-                image = dcmread(one.path, stop_before_pixels=True)
-                keep(path, write_identity(image))
-                return
+    doomed = [one.path for one in store.removals.doomed(removal)]
+    content = written_from(doomed, write_identity)
+    if content is not None:
+        keep(path, content)
+    elif any(one.is_file() for one in doomed):  # else a crash came between the files and the row
+        store.audit.record("retention.no_identity", now, job=removal.job_id)
 
 
 def note_pixels(removal: Removal, store: Store, until: float) -> bool:

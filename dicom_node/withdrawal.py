@@ -5,12 +5,9 @@ whoever runs next and however often it was killed in between.
 """
 
 import secrets
-from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 
 from dicom_node import pixel_files, telemetry
 from dicom_node.errors import OutOfSpace
@@ -21,11 +18,15 @@ from dicom_node.rejection_notes import (
     identity_path,
     modifiers_of,
     write_note,
+    written_from,
 )
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, Grounds, Owed, Store, Withdrawn
 
-BY_HAND = "No rejection note can be made: every file of it was deleted; reject it in the archive."
+BY_HAND = (
+    "No rejection note can be made: every file of it was deleted or is damaged; "
+    "reject it in the archive."
+)
 
 CATCH_UP = 200  # jobs that one run of housekeeping withdraws: a node that stops waits for it
 
@@ -46,27 +47,33 @@ def recall(store: Store, weights_sha256: str, reason: str, now: datetime) -> lis
 def send_notes(store: Store, settings: Settings, now: datetime) -> int:
     """Return how many rejection notes were queued: each that a destination is still to get."""
     store.withdrawals.catch_up(now, CATCH_UP)
-    made = 0
+    made, unreadable = 0, None
     for owed in store.withdrawals.owed():
-        identity = find_identity(owed, settings)
-        if identity is None:
-            store.withdrawals.give_up(owed, BY_HAND, now)
-            continue
         try:
-            queue_note(store, settings, owed, identity, now)
+            made += queue_note(store, settings, owed, now)
         except OutOfSpace as error:  # the next run tries again
             log.error("withdrawal.no_room", job=owed.job_id, reason=str(error))
             return made
-        made += 1
+        except OSError as error:  # the next run tries again, and the others do not wait for it
+            log.error("withdrawal.unreadable", job=owed.job_id, reason=error.strerror)
+            unreadable = error
+    if unreadable is not None:
+        raise unreadable  # so that the failing task shows
     return made
 
 
-def queue_note(
-    store: Store, settings: Settings, owed: Owed, identity: Dataset, now: datetime
-) -> None:
-    """Write the note, durably, then queue it for whom it is owed to."""
+def queue_note(store: Store, settings: Settings, owed: Owed, now: datetime) -> bool:
+    """Write the note, durably, then queue it for whom it is owed to; False: it cannot be made.
+
+    It has the patient and the study of what was sent, or of what retention has kept of that.
+    """
     note = to_note(owed)
-    content = write_note(note, identity)
+    paths = [path for _, _, path in owed.instances]
+    paths.append(identity_path(settings.node.state_dir, owed.job_id))
+    content = written_from(paths, partial(write_note, note))
+    if content is None:
+        store.withdrawals.give_up(owed, BY_HAND, now)
+        return False
     folder = notes_dir(settings) / f"{owed.job_id}-{secrets.token_hex(4)}"
     path = pixel_files.keep(folder / f"{note.sop_uid}.dcm", content)
     instance = DerivedInstance(
@@ -77,6 +84,7 @@ def queue_note(
         bytes=len(content),
     )
     store.withdrawals.announce(owed, instance, note.note_series_uid, now)
+    return True
 
 
 def to_note(owed: Owed) -> Note:
@@ -95,14 +103,3 @@ def to_note(owed: Owed) -> Note:
 def notes_dir(settings: Settings) -> Path:
     """Return the folder of our rejection notes; housekeeping sweeps what no row points into."""
     return settings.node.state_dir.resolve() / "out" / "notes"
-
-
-def find_identity(owed: Owed, settings: Settings) -> Dataset | None:
-    """Return a data set with the attributes of patient and study; None when none is left."""
-    files: Sequence[Path] = [path for _, _, path in owed.instances]
-    for path in (*files, identity_path(settings.node.state_dir, owed.job_id)):
-        try:
-            return dcmread(path, stop_before_pixels=True)
-        except (OSError, InvalidDicomError):
-            continue
-    return None

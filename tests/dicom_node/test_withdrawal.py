@@ -378,6 +378,58 @@ def test_a_recall_after_retention_still_has_its_note(node, archive):
     assert note.PatientID == kept.PatientID
 
 
+DAMAGED = bytes(128) + b"DICM" + b"\xff" * 99  # not InvalidDicomError, which is the usual one
+
+
+@pytest.mark.parametrize("left", [1, 0])
+def test_damaged_files_are_passed_over_and_a_note_that_cannot_be_made_says_so(node, left):
+    files = [one.path for one in node.store.jobs.derived(series_job(node).id)]
+    for path in files[left:]:
+        path.write_bytes(DAMAGED)
+    files[-1].write_bytes(bytes(128) + b"DICM")
+    recall(node)
+
+    assert withdrawal.send_notes(node.store, node.settings, now()) == left
+
+    assert ("No rejection note can be made" in series_job(node).reason) is not bool(left)
+    assert withdrawal.send_notes(node.store, node.settings, now()) == 0
+
+
+def test_a_disk_that_gives_nothing_delays_a_note_and_does_not_prevent_it(node):
+    files = [one.path for one in node.store.jobs.derived(series_job(node).id)]
+    kept = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+        path.symlink_to(path)  # ELOOP
+    recall(node)
+    with pytest.raises(OSError, match="symbolic links"):
+        withdrawal.send_notes(node.store, node.settings, now())
+
+    for path, content in kept.items():
+        path.unlink()
+        path.write_bytes(content)
+
+    assert withdrawal.send_notes(node.store, node.settings, now()) == 1
+
+
+def test_retention_takes_damaged_results_and_puts_on_record_what_it_could_not_keep(node):
+    from dicom_node import retention
+
+    job, later = series_job(node), now() + timedelta(days=400)
+    files = [one.path for one in node.store.jobs.derived(job.id)]
+    for path in files:
+        path.write_bytes(DAMAGED)
+    node.store.waits.restart(later, timedelta(seconds=60), not_after=later)
+
+    gone = list(retention.purge(node.store, node.settings, later))
+
+    assert {one.lot.kind for one in gone} == {"originals", "derived"}
+    assert not any(path.exists() for path in files)
+    assert not identity_path(node.settings.node.state_dir, job.id).exists()
+    [row] = node.store.audit.since("retention.no_identity", later - timedelta(days=1))
+    assert row.fields["job"] == job.id
+
+
 def test_a_result_of_which_nothing_is_left_says_that_a_person_must_reject_it(node):
     for one in node.store.jobs.derived(series_job(node).id):
         one.path.unlink()
