@@ -16,8 +16,7 @@ from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Store
-from dicom_node.store.lots import DERIVED
-from dicom_node.store.overview import GONE, stored_files
+from dicom_node.store.overview import result_folders
 from dicom_node.worker import attempts_dir
 from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
@@ -159,8 +158,7 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
 
     A folder younger than a lease may belong to an attempt that is alive or about to be published.
     """
-    files = stored_files(store.database)
-    kept = {one.path.parent for one in files if one.kind == DERIVED and one.fate != GONE}
+    kept = result_folders(store.database)
     oldest = now.timestamp() - 2 * settings.engine.lease_s
     for folder in attempts_dir(settings).glob("*/*"):
         if folder not in kept and newest_change(folder) < oldest and not in_use(store, folder):

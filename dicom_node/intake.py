@@ -72,26 +72,27 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     """
     removed = files.recover()
     going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
-    rows = {_place(row.path): row for row in store.series.all_instances()}
     paths = files.paths()
-    if paths and not any(_place(path) in rows for path in paths):
+    rows = store.series.places([path.stem for path in paths])  # of what is here, not of all time
+    mine = {path for path in paths if path.stem in rows and _is_at(path, rows[path.stem][0])}
+    if paths and not mine:
         log.warning("files.unknown", folder=str(files.root), count=len(paths))
         return removed
     for path in paths:
-        if _place(path) in rows and rows[_place(path)].removal_id in (None, *going):
+        if path in mine and rows[path.stem][1] in (None, *going):
             continue
         with files.exclusive(path.stem):
             row = store.series.find_instance(path.stem)
-            mine = row is not None and _place(row.path) == _place(path)
-            if row is None or not mine or row.removal_id not in (None, *going):
+            kept = row is not None and _is_at(path, row.path)
+            if row is None or not kept or row.removal_id not in (None, *going):
                 files.discard(path)  # nobody took it in meanwhile
                 removed.append(path)
     return removed
 
 
-def _place(path: Path) -> tuple[str, str]:
-    """Return series folder and file name: what stays when the state folder is moved."""
-    return path.parent.name, path.name
+def _is_at(path: Path, known: Path) -> bool:
+    """Return whether series folder and file name are the same: the state folder may be moved."""
+    return (path.parent.name, path.name) == (known.parent.name, known.name)
 
 
 def _keep(

@@ -104,10 +104,9 @@ class Occupancy:
         self._leave()
         if holder is None or tuple(holder)[:2] == self._session:
             raise StoreUnavailable("the database is about to let go of our last session")
-        since = holder.backend_start.astimezone(UTC)
         raise DatabaseTaken(
-            f"another node is running on this database, from {holder.address or 'this machine'} "
-            f"since {since:%Y-%m-%d %H:%M:%S} UTC; one database belongs to one node"
+            f"another node is running on this database, {described(holder)}; "
+            "one database belongs to one node"
         )
 
     def _leave(self) -> None:
@@ -116,3 +115,14 @@ class Occupancy:
             self._connection.invalidate()  # not back to the pool: the lock would live on there
             self._connection.close()
             self._connection = None
+
+
+def described(holder: sa.Row[Any]) -> str:
+    """Return from where and since when the other node runs.
+
+    The server hides both of another role's sessions from a role that may not read statistics.
+    """
+    if holder.backend_start is None:
+        return "as another database role"
+    since = holder.backend_start.astimezone(UTC)
+    return f"from {holder.address or 'this machine'} since {since:%Y-%m-%d %H:%M:%S} UTC"

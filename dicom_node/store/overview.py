@@ -134,6 +134,15 @@ def oldest_queued(database: Database) -> datetime | None:
         return connection.scalar(query)
 
 
+def result_folders(database: Database) -> set[Path]:
+    """Return the folders with files that jobs send, as far as they have not gone."""
+    table, removal = schema.derived_instance, schema.removal
+    query = sa.select(table.c.path).outerjoin(removal, removal.c.id == table.c.removal_id)
+    with database.reading() as connection:
+        rows = connection.execute(query.where(removal.c.ended_at.is_(None)))
+        return {Path(path).parent for path in rows.scalars()}
+
+
 def stored_files(database: Database) -> list[StoredFile]:
     """Return every file on record: received ones, then derived ones, published or held."""
     removal = schema.removal

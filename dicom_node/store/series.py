@@ -126,6 +126,17 @@ class SeriesStore:
                 found |= {uid for uid, row in known.items() if row.removal_id is None}
         return found
 
+    def places(self, sop_uids: Sequence[str]) -> dict[str, tuple[Path, int | None]]:
+        """Return of those that were received where the file is, and the decision it goes by."""
+        table, found = schema.instance, {}
+        query = sa.select(table.c.sop_uid, table.c.path, table.c.removal_id)
+        with self._database.reading() as connection:
+            for first in range(0, len(sop_uids), AT_ONCE):
+                some = table.c.sop_uid.in_(sop_uids[first : first + AT_ONCE])
+                for row in connection.execute(query.where(some)):
+                    found[row.sop_uid] = Path(row.path), row.removal_id
+        return found
+
     def instances(self, series_id: int) -> list[InstanceRow]:
         """Return the instances of a series in the order of their arrival."""
         query = instance_rows().where(schema.instance.c.series_id == series_id)

@@ -13,6 +13,7 @@ from dicom_node.errors import DatabaseTaken, SettingsError, StoreUnavailable
 from dicom_node.states import JobState
 from dicom_node.store import Report, open_store, schema
 from dicom_node.store.arrivals import upsert_series
+from dicom_node.store.database import Database
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
 from dicom_node.store.occupancy import Occupancy
 
@@ -262,6 +263,22 @@ def test_a_second_node_on_the_database_is_refused_until_the_first_has_ended(url)
         pass
     first.close()
     second.close()
+
+
+def test_another_node_in_another_role_is_told_though_the_server_hides_its_session(
+    store, url, postgresql
+):
+    """Its watching thread died of that, and two nodes would have run on."""
+    postgresql.execute("CREATE ROLE tenant LOGIN")
+    tenant = Database(url.replace("node@", "tenant@"))
+    occupancy = Occupancy(tenant, look_s=0.01)
+    with store.occupancy:
+        with pytest.raises(DatabaseTaken, match="another node .* as another database role"):
+            occupancy.look()
+        occupancy._watch()
+    tenant.close()
+
+    assert "another node is running on this database" in occupancy.lost
 
 
 def test_a_node_takes_its_database_again_after_a_restart_of_the_server(store, url, postgresql):
