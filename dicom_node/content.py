@@ -389,9 +389,9 @@ def _plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, float | Decimal):
         return float(value) if isfinite(value) else None
-    return storable(value) if isinstance(value, str) and value else None
+    return storable_text(value) if isinstance(value, str) and value else None
 
 
-def storable(text: str) -> str:
+def storable_text(text: str) -> str:
     """Return the text without what no database takes: NUL, and halves of surrogate pairs."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

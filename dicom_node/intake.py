@@ -156,7 +156,7 @@ def _is_correction(known: InstanceRow, examined: Examined, store: Store, by_hand
     if examined.attributes_sha256 in known.replaced and not by_hand:
         return False
     if known.removal_id is not None:
-        same_study = store.series.study_uid(known.series_id) == examined.study_uid
+        same_study = store.series.study_of(known.series_id) == examined.study_uid
         same_header = storable(examined.header) == known.header
         if not (same_study and same_header and known.pixels_sha256):
             return False

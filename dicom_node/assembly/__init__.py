@@ -68,9 +68,10 @@ def judge(
     callers
         The titles under which the series came; None where nobody has sent it.
     """
-    summary = summarise(instances)
+    stack = measure(instances)
+    summary = summarise(instances, stack)
     decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
-    geometry = examine(instances, settings.assembly.tolerance)
+    geometry = examine(instances, settings.assembly.tolerance, stack)
     destinations = settings.destinations(decision.to, callers)
     event, held_by, reason = "skip", None, decision.reason
     unreturned = nobody_to_return_to(decision, settings, callers)

@@ -64,15 +64,19 @@ class Stack:
         return round(float(np.median(self.images_at))) if self.images_at else 1
 
 
-def examine(instances: Sequence[InstanceHeader], tolerance: float) -> Geometry:
+def examine(
+    instances: Sequence[InstanceHeader], tolerance: float, stack: Stack | None = None
+) -> Geometry:
     """Return whether the instances are one complete, uniform stack.
 
     Parameters
     ----------
     tolerance
         How far a slice may lie from its place, as a fraction of the slice distance.
+    stack
+        Of these instances, where somebody has measured it.
     """
-    stack = measure(instances)
+    stack = stack or measure(instances)
     trouble = lacking(stack) or misplaced(stack) or unlike(stack) or uneven(stack, tolerance)
     if trouble:
         return Geometry(complete=False, reason=trouble)

@@ -68,9 +68,12 @@ NAMED_CONTRASTS = (
 )
 
 
-def summarise(instances: Sequence[InstanceHeader]) -> SeriesSummary:
-    """Return what the headers of one series say, as far as the rules care."""
-    stack = measure(instances)
+def summarise(instances: Sequence[InstanceHeader], stack: Stack | None = None) -> SeriesSummary:
+    """Return what the headers of one series say, as far as the rules care.
+
+    `stack` is that of these instances, where somebody has measured it.
+    """
+    stack = stack or measure(instances)
     first = stack.images[0].header
     return SeriesSummary(
         modality=text(first, "Modality").upper() or UNKNOWN,

@@ -110,11 +110,17 @@ class HintStore:
         is here, or an image was corrected, nobody has said what else is to come.
         """
         job, series, said = schema.job, schema.series, schema.announced
+        # Asked every second: no list is read of a series that has got fewer than one names.
+        other = schema.announced.alias()
+        more = sa.select(other.c.id).where(
+            other.c.series_uid == series.c.series_uid,
+            sa.func.json_array_length(other.c.instances) > series.c.acknowledged,
+        )
         query = (
             sa.select(job.c.id, job.c.series_id, said.c.instances)
             .join(series, series.c.id == job.c.series_id)
             .join(said, said.c.series_uid == series.c.series_uid)
-            .where(job.c.state == JobState.RECEIVING)
+            .where(job.c.state == JobState.RECEIVING, ~more.exists())
             .order_by(job.c.id)
         )
         with self._database.reading() as connection:

@@ -92,13 +92,6 @@ class SeriesStore:
         """
         return self._recording.do((new, now))
 
-    def study_uid(self, series_id: int) -> str:
-        """Return the study of a received series."""
-        series = schema.series
-        query = sa.select(series.c.study_uid).where(series.c.id == series_id)
-        with self._database.reading() as connection:
-            return str(connection.execute(query).scalar_one())
-
     def move_file(self, sop_uid: str, old: Path, new: Path) -> None:
         """Let the rows of an instance speak of its file at another place."""
         with self._database.transaction() as work:
