@@ -466,7 +466,7 @@ ENHANCED = PACS | {"name": "research", "ae_title": "RESEARCH", "form": "enhanced
 
 @pytest.fixture
 def two_forms(tmp_path):
-    made = queued_node(tmp_path, engine=FAST, peers=[SOURCE, PACS, ENHANCED])
+    made = queued_node(tmp_path, peers=[SOURCE, PACS, ENHANCED])
     yield made
     made.store.close()
 
@@ -507,7 +507,7 @@ def test_a_released_result_goes_out_in_every_form(two_forms):
 
 
 def test_a_form_nobody_wants_is_not_written(tmp_path):
-    node = queued_node(tmp_path, engine=FAST, peers=[SOURCE, ENHANCED])
+    node = queued_node(tmp_path, peers=[SOURCE, ENHANCED])
 
     work(node, copying_engine())
 
@@ -533,7 +533,7 @@ def test_the_audit_trail_counts_what_a_destination_gets(two_forms):
 
 def test_a_companion_that_is_switched_off_is_not_sent_again(tmp_path):
     report = {"companions": ["report"]}
-    node = queued_node(tmp_path, engine=FAST, peers=[SOURCE, PACS | report])
+    node = queued_node(tmp_path, peers=[SOURCE, PACS | report])
     work(node, copying_engine())
     now = datetime.now(UTC)
     [task] = node.store.deliveries.due(now)
