@@ -4,11 +4,10 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from io import BytesIO
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from pydicom import Dataset
@@ -23,8 +22,6 @@ from pydicom.values import convert_SQ
 from dicom_node.bombs import ITEM, few_elements, frame_is_too_large, read_meta, refuse_bombs
 from dicom_node.elements import PACKING, PADDED, UNDEFINED
 from dicom_node.errors import InstanceRejected, NotAnInstance
-from dicom_node.private_values import GROUPS, private_values
-from dicom_node.rules import FRAMES, HEADER_KEYS, PRIVATE_CREATORS
 
 # Fixed for good: the same data set must give the same file, whichever version received it.
 IMPLEMENTATION_UID = "2.25.129741604812391164186406126163416105013"
@@ -38,18 +35,10 @@ PARSE_ERRORS = (
 )  # fmt: skip
 DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 
-NUMERIC = frozenset("DS FD FL IS SL SS UL US".split())
 WORD_BYTES = {
     "AT": 2, "OW": 2, "SS": 2, "US": 2, "FL": 4, "OF": 4, "OL": 4, "SL": 4, "UL": 4,
     "FD": 8, "OD": 8, "OV": 8, "SV": 8, "UV": 8,
 }  # fmt: skip
-# What Enhanced objects call differently.
-ENHANCED_NAMES = {
-    "FrameType": "ImageType",
-    "EffectiveEchoTime": "EchoTime",
-    "InversionTimes": "InversionTime",
-    "TemporalPositionIndex": "TemporalPositionIdentifier",
-}
 
 
 def as_file(
@@ -230,7 +219,7 @@ def _plain_value(element: DataElement | RawDataElement) -> bytes:
             f"the data set ends inside {element.tag}: {len(value)} of {element.length} bytes"
         )
     if not element.is_little_endian:
-        value = _swapped(value, WORD_BYTES.get(element.VR or "", 1))
+        value = swapped(value, WORD_BYTES.get(element.VR or "", 1))
     known = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else None
     return value.rstrip(b" \x00") if known in PADDED else value
 
@@ -247,7 +236,7 @@ def _encoded_again(element: DataElement) -> bytes:
     return "\\".join(str(each or "") for each in values).encode().rstrip(b" \x00")
 
 
-def _swapped(value: bytes, word_bytes: int) -> bytes:
+def swapped(value: bytes, word_bytes: int) -> bytes:
     if word_bytes == 1 or len(value) % word_bytes:
         return value
     return np.frombuffer(value, f">u{word_bytes}").astype(f"<u{word_bytes}").tobytes()
@@ -300,98 +289,3 @@ def _fragments(encoded: bytes) -> int:
     if start != len(encoded):
         raise InstanceRejected(f"PixelData is cut short in fragment {count}")
     return count
-
-
-def header_of(dataset: Dataset) -> dict[str, Any]:
-    """Return what rules and assembly look at (`rules.HEADER_KEYS`), as JSON can hold it.
-
-    Enhanced objects get "frames": what varies by frame; what does not stands beside the rest.
-    """
-    header = private_values(_private_elements(dataset)) | _chosen(dataset)
-    header["TransferSyntaxUID"] = str(dataset.file_meta.TransferSyntaxUID)
-    header[PRIVATE_CREATORS] = sorted(set(_private_creators(dataset)))
-    for group in _sequence(dataset, "SharedFunctionalGroupsSequence"):
-        header |= _flattened(group)
-    frames = [_flattened(item) for item in _sequence(dataset, "PerFrameFunctionalGroupsSequence")]
-    if frames:
-        same = {key: value for key, value in frames[0].items() if _constant(frames, key)}
-        header |= same
-        header[FRAMES] = [{k: frame[k] for k in frame if k not in same} for frame in frames]
-    return header
-
-
-def _chosen(dataset: Dataset) -> dict[str, Any]:
-    found = {}
-    for keyword in (*HEADER_KEYS, *ENHANCED_NAMES):
-        value = value_of(dataset, keyword)
-        if value is not None:
-            found[ENHANCED_NAMES.get(keyword, keyword)] = value
-    return found
-
-
-def value_of(dataset: Dataset, keyword: str) -> Any:
-    """Return one value as JSON can hold it, None where there is none."""
-    try:
-        value = _plain(dataset.get(keyword))
-    except PARSE_ERRORS:
-        return None  # a value that cannot be read counts as absent; the engine will say more
-    return None if value is not None and _is_spoilt(keyword, value) else value
-
-
-def _is_spoilt(keyword: str, value: Any) -> bool:
-    """Return whether a number is none: pydicom hands out the text that it could not read."""
-    values = value if isinstance(value, list) else [value]
-    numeric = dictionary_VR(keyword) in NUMERIC
-    return numeric and not all(isinstance(each, int | float) for each in values)
-
-
-def _flattened(groups: Dataset) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for element in groups:
-        if element.VR == "SQ" and not element.tag.is_private:
-            for item in element.value:
-                found |= _chosen(item)
-    return found
-
-
-def _sequence(dataset: Dataset, keyword: str) -> Iterable[Dataset]:
-    try:
-        return dataset.get(keyword) or ()
-    except PARSE_ERRORS:
-        return ()
-
-
-def _constant(frames: list[dict[str, Any]], key: str) -> bool:
-    return all(key in frame and frame[key] == frames[0][key] for frame in frames)
-
-
-def _private_elements(dataset: Dataset) -> dict[int, tuple[str | None, bytes]]:
-    """Return the elements of the groups that `private_values` looks at, as they are encoded."""
-    found: dict[int, tuple[str | None, bytes]] = {}
-    for tag in dataset.keys():
-        element = dataset.get_item(tag) if tag.group in GROUPS and tag.is_private else None
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-            word = 1 if element.is_little_endian else WORD_BYTES.get(element.VR or "", 1)
-            found[int(tag)] = (element.VR, _swapped(element.value, word))
-    return found
-
-
-def _private_creators(dataset: Dataset) -> Iterator[str]:
-    for tag in dataset.keys():
-        if tag.is_private_creator:
-            yield str(dataset[tag].value or "")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, MultiValue | list):
-        return [_plain(each) for each in value]
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float | Decimal):
-        return float(value) if isfinite(value) else None
-    return storable_text(value) if isinstance(value, str) and value else None
-
-
-def storable_text(text: str) -> str:
-    """Return the text without what no database takes: NUL, and halves of surrogate pairs."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()

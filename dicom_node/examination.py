@@ -21,19 +21,17 @@ from pydicom.uid import UID
 
 from dicom_node.bombs import frame_is_too_large
 from dicom_node.content import (
-    ENHANCED_NAMES,
     PARSE_ERRORS,
     as_file,
     attributes_digest,
     file_meta,
-    header_of,
     parse,
     refuse_short_pixels,
     uid_of,
-    value_of,
 )
 from dicom_node.elements import CHARACTER_SET, Scanned, scan
 from dicom_node.errors import InstanceRejected, NotAnInstance
+from dicom_node.headers import ENHANCED_NAMES, header_of, value_of
 from dicom_node.private_values import private_values
 from dicom_node.rules import HEADER_KEYS, PRIVATE_CREATORS
 from dicom_node.syntaxes import TRANSFER_SYNTAXES
@@ -220,7 +218,7 @@ def of_vr(found: Scanned, tag: int, vr: str, missing: bytes = b"") -> bytes:
 
 
 def quick_header(found: Scanned, transfer_syntax: str) -> dict[str, Any]:
-    """Return the same as `content.header_of`."""
+    """Return the same as `headers.header_of`."""
     values = found.values
     character_set = values.get(CHARACTER_SET, (None, b""))[1]
     header: dict[str, Any] = private_values(values)

@@ -28,6 +28,7 @@ LEVELS = {
         ("intake",),
         ("store",),
         ("examination", "comparison", "corrections", "rejection_notes"),
+        ("headers",),
         ("content", "pixel_files", "telemetry", "signing"),
         ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),

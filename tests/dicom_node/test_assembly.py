@@ -8,7 +8,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicom_node.assembly import InstanceHeader, judge, summarise, tick
-from dicom_node.content import header_of
+from dicom_node.headers import header_of
 from dicom_node.settings import Settings, make_settings
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import NewInstance, open_store

@@ -4,6 +4,8 @@ from io import BytesIO
 
 import pytest
 from pydicom import Dataset, Sequence, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -18,13 +20,13 @@ from dicom_node.comparison import same_pixels
 from dicom_node.content import (
     as_file,
     attributes_digest,
-    header_of,
     parse,
     refuse_short_pixels,
     split_file,
     uid_of,
 )
 from dicom_node.errors import InstanceRejected, NotAnInstance
+from dicom_node.headers import header_of
 from dicom_node.rules import HEADER_KEYS
 from tests.rigs import PATIENT, encoded, make_instance
 
@@ -217,6 +219,23 @@ def test_value_that_cannot_be_read_counts_as_absent():
     file = encoded(make_instance(EchoTime="2.5")).replace(b"2.5 ", b"x.5 ")
 
     assert "EchoTime" not in header_of(parse(file))
+
+
+def test_element_of_an_unknown_vr_inside_functional_groups_counts_as_absent():
+    dataset = parse(encoded(with_sequences()))
+    item, odd = Dataset(), 0x00189114
+    item[odd] = RawDataElement(BaseTag(odd), "ZZ", 2, b"xx", 0, False, True)
+    dataset.SharedFunctionalGroupsSequence = [item]
+    plain = parse(encoded(with_sequences()))
+
+    assert header_of(dataset) == header_of(plain)
+
+
+def test_functional_groups_that_are_text_count_as_absent():
+    dataset, groups = parse(encoded(with_sequences())), 0x52009230
+    dataset[groups] = RawDataElement(BaseTag(groups), "LO", 2, b"xx", 0, False, True)
+
+    assert "frames" not in header_of(dataset)
 
 
 def test_enhanced_header_tells_frames_apart(shared_series):
