@@ -28,6 +28,7 @@ from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
+from dicom_node.sending import SWITCH, may_send
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
 from dicom_node.together import Behind, Recent
@@ -37,7 +38,6 @@ LOOKS = 5  # at what a DICOMweb server shows
 MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
 RECORD_S = 0.05  # statuses are gathered for so long
 WANTED_S = 0.05  # until the database is asked again whether an instance may go
-SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
 
@@ -108,10 +108,7 @@ class Sender:
         return self._store.commitments.due(now) if self._may_send() else []
 
     def _may_send(self) -> bool:
-        sending = self._settings.sending
-        if self._stop.is_set() or sending.shadow:
-            return False
-        return bool(self._store.switches.get(SWITCH, sending.enabled))
+        return not self._stop.is_set() and may_send(self._settings, self._store)
 
     def _dispatch(
         self, tasks: Sequence[DeliveryTask], outstanding: Sequence[Outstanding]

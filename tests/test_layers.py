@@ -25,7 +25,7 @@ LEVELS = {
         ("gate_rules",),
         ("gate_geometry", "gate_frames"),
         ("assembly", "network"),
-        ("intake",),
+        ("intake", "sending"),
         ("store",),
         ("examination", "comparison", "corrections", "rejection_notes"),
         ("content", "pixel_files", "telemetry", "signing"),

@@ -33,6 +33,7 @@ class TaskManager:
     keys: dict[str, str] = field(default_factory=dict)  # the transaction UID of each claim
     history: list[tuple[str, str]] = field(default_factory=list)  # what was accepted
     lose_answers_to: set[str] = field(default_factory=set)  # "claim": taken, answered with 500
+    index_is_late: bool = False  # it shows series, and none of their images yet
 
     def schedule(self, uid: str, code: str = "AI-SR", **input_values: Any) -> None:
         """Add a workitem about the images."""
@@ -116,6 +117,8 @@ class TaskManager:
 
     def _images(self, parts: list[str]) -> Told:
         headers = [dcmread(path, stop_before_pixels=True) for path in self.images]
+        if parts[-1] == "instances" and self.index_is_late:
+            return Told(status=204)
         if parts[-1] in ("series", "instances"):
             rows = [
                 {
