@@ -21,7 +21,7 @@ from dicom_node.network.keeping import Accepted, keep, keep_file
 from dicom_node.network.query import Query
 from dicom_node.network.scp import NodeScp, storage_classes
 from dicom_node.network.tls import credentials
-from dicom_node.pixel_files import PixelFiles
+from dicom_node.pixel_files import PixelFiles, is_uid
 from dicom_node.retry import describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Store
@@ -51,6 +51,9 @@ class Wanted:
         for text in (self.accession, self.series_uid, self.study_uid):
             if WILD & set(text):
                 raise PullRefused(f"{text!r} has wildcards; name one accession number or series")
+        for uid in (self.series_uid, self.study_uid):
+            if uid and not is_uid(uid):  # it may become a part of a URL
+                raise PullRefused(f"{uid[:80]!r} is no UID")
         if not (self.accession.strip() or self.series_uid.strip()):
             raise PullRefused("an accession number or a series UID is needed")
 

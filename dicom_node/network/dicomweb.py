@@ -10,6 +10,7 @@ from dicom_node.multipart import DICOM, TYPE, MultipartError, Splitter, media_ty
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.found import FoundSeries
 from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.pixel_files import is_uid
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
 
@@ -70,6 +71,15 @@ def text(answer: Mapping[str, Any], tag: str) -> str:
     return str(values[0]).strip() if isinstance(values, list) and values else ""
 
 
+def uid_in(answer: Mapping[str, Any], tag: str) -> str:
+    """Return the UID that an element holds; empty where it holds none.
+
+    What a server says is a part of the next URL: it must not lead elsewhere.
+    """
+    found = text(answer, tag)
+    return found if is_uid(found) else ""
+
+
 def instances_at(
     peer: PeerSettings,
     study_uid: str,
@@ -109,12 +119,15 @@ def instances(
 ) -> list[str]:
     """Return the SOP instance UIDs of a series."""
     url = f"{series_url(peer, study_uid, series_uid)}/instances"
-    found = [text(one, INSTANCE) for one in query(client, url, {"includefield": INSTANCE})]
+    found = [uid_in(one, INSTANCE) for one in query(client, url, {"includefield": INSTANCE})]
     return [uid for uid in dict.fromkeys(found) if uid]
 
 
 def series_url(peer: PeerSettings, study_uid: str, series_uid: str) -> str:
-    """Return where a series is."""
+    """Return where a series is; raise WebFault where it is not named by UIDs."""
+    for uid in (study_uid, series_uid):
+        if not is_uid(uid):
+            raise WebFault(Fault.BAD_REQUEST, f"{uid[:80]!r} is no UID")
     return f"{peer.url}/studies/{study_uid}/series/{series_uid}"
 
 
@@ -122,7 +135,8 @@ def studies(client: httpx.Client, peer: PeerSettings, accession: str) -> list[st
     """Return the studies of an accession number; what does not say the number is not taken."""
     keys = {"AccessionNumber": accession, "includefield": ACCESSION}
     found = query(client, f"{peer.url}/studies", keys)
-    return [text(one, STUDY) for one in found if text(one, ACCESSION) == accession]
+    named = [uid_in(one, STUDY) for one in found if text(one, ACCESSION) == accession]
+    return [uid for uid in named if uid]
 
 
 def series(
@@ -133,8 +147,8 @@ def series(
     keys = {"SeriesInstanceUID": series_uid} if series_uid else {}
     found = [
         FoundSeries(
-            study_uid=text(one, STUDY) or study_uid,
-            series_uid=text(one, SERIES),
+            study_uid=uid_in(one, STUDY) or study_uid,
+            series_uid=uid_in(one, SERIES),
             modality=text(one, MODALITY),
         )
         for one in query(client, url, keys | {"includefield": STUDY})

@@ -51,6 +51,8 @@ def connected(
         raise WebFault(Fault.UNREACHABLE, f"{peer.url}: {error}") from error
     except httpx.TimeoutException as error:
         raise WebFault(Fault.TIMED_OUT, mid_way=True) from error
+    except httpx.InvalidURL as error:  # which is no HTTPError
+        raise WebFault(Fault.UNREACHABLE, f"{peer.url}: no URL that can be called") from error
     except httpx.HTTPError as error:
         raise WebFault(Fault.ABORTED, type(error).__name__, mid_way=True) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from dicom_node.network.connecting import Timeouts
-from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text
+from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
 from dicom_node.network.http import JSON, WebFault, connected
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
@@ -167,18 +167,18 @@ def workitem_in(document: Mapping[str, Any]) -> Workitem:
     """Return a workitem of the manager's answer."""
     code = first_item(document, WORK_CODE)
     return Workitem(
-        uid=text(document, INSTANCE),
+        uid=uid_in(document, INSTANCE),
         state=text(document, STATE),
         code=(text(code, CODE), text(code, SCHEME), text(code, MEANING)),
         inputs=tuple(
             Input(
-                study_uid=text(item, STUDY),
-                series_uid=text(item, SERIES),
+                study_uid=uid_in(item, STUDY),
+                series_uid=uid_in(item, SERIES),
                 ae_title=text(first_item(item, BY_MOVE), AE_TITLE),
                 url=text(first_item(item, BY_WEB), URL),
             )
             for item in items(document, INPUTS)
-            if text(item, SERIES)
+            if uid_in(item, SERIES)
         ),
     )
 

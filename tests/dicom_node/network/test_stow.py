@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from dicom_node.multipart import Splitter, media_type
-from dicom_node.network import dicomweb, stow
+from dicom_node.network import dicomweb, stow, ups
 from dicom_node.network.connecting import AssociationFault, Timeouts
-from dicom_node.network.http import credentials
+from dicom_node.network.http import WebFault, connected, credentials
 from dicom_node.network.scu import Item
 from dicom_node.retry import HTTP_FAULTS, Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
@@ -327,3 +327,28 @@ def test_a_server_that_gives_few_at_a_time_is_asked_until_nothing_is_new():
         assert dicomweb.instances_at(vna(server.url), "1.2", "1.3", PATIENT) == set(uids)
     with web_server(lambda asked: shown(*uids)) as stubborn:  # ignores offset and limit
         assert dicomweb.instances_at(vna(stubborn.url), "1.2", "1.3", PATIENT) == set(uids)
+
+
+@pytest.mark.parametrize(
+    "bad", ["../../admin", "1.2/../3", "..", "1.2?x=1", "1.2#3", "1.2\x01", "1" * 65, "1.2 3", ""]
+)
+def test_what_a_server_calls_a_uid_leads_nowhere_else(bad):
+    values = {tag: {"Value": [bad]} for tag in ("0020000D", "0020000E", "00080018")}
+    row = values | {"00080050": {"Value": ["A1"]}}
+    workitem = values | {"00404021": {"Value": [values]}}
+
+    with web_server(lambda asked: Told(body=json.dumps([row]).encode())) as server:
+        peer = vna(server.url)
+        with connected(peer, PATIENT) as client:
+            assert dicomweb.studies(client, peer, "A1") == []
+            assert dicomweb.series(client, peer) == []
+            assert dicomweb.instances(client, peer, "1.2", "1.3") == []
+    for uids in (("1.2", bad), (bad, "1.3")):
+        with pytest.raises(WebFault, match="is no UID"):
+            dicomweb.series_url(peer, *uids)
+    assert (ups.workitem_in(workitem).uid, ups.workitem_in(workitem).inputs) == ("", ())
+
+
+def test_a_url_that_the_library_refuses_is_a_fault_like_others():
+    with pytest.raises(WebFault), connected(vna("http://127.0.0.1:9"), PATIENT) as client:
+        client.get("http://127.0.0.1:9/\x01")
