@@ -1,6 +1,5 @@
 """Asking a DICOMweb server what it has, and fetching it: QIDO-RS, WADO-RS (PS3.18 10.6, 10.4)."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import httpx
 from dicom_node.multipart import DICOM, TYPE, MultipartError, Splitter, media_type
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.found import FoundSeries
-from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.network.http import JSON, WebFault, connected, document_in
 from dicom_node.pixel_files import is_uid
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
@@ -56,10 +55,7 @@ def documents(reply: httpx.Response) -> list[dict[str, Any]]:
     """Return the data sets of an answer in JSON; raise WebFault if it is none."""
     if reply.status_code != 200:
         raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
-    try:
-        found = json.loads(reply.content)
-    except ValueError:
-        found = None
+    found = document_in(reply.content)
     if isinstance(found, list) and all(isinstance(one, dict) for one in found):
         return found
     raise WebFault(Fault.UNCONFIRMED, "the answer is no list in DICOM JSON")

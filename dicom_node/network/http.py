@@ -1,5 +1,6 @@
 """Talking to a DICOMweb server: its certificate, our credentials, what no answer means."""
 
+import json
 import os
 import ssl
 import stat
@@ -7,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -55,6 +57,14 @@ def connected(
         raise WebFault(Fault.UNREACHABLE, f"{peer.url}: no URL that can be called") from error
     except httpx.HTTPError as error:
         raise WebFault(Fault.ABORTED, type(error).__name__, mid_way=True) from error
+
+
+def document_in(content: bytes) -> Any:
+    """Return what JSON says; None where it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def trust(peer: PeerSettings) -> ssl.SSLContext:

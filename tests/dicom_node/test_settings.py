@@ -251,8 +251,8 @@ def test_a_variable_that_is_no_toml_is_not_repeated():
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://h", "http://", "http://h?a=b", "http://h:99999", "http://h:0", "http://h:x", "http://h h",
-     "http://h/\x01", "http://[::1", "http://a..b", f"http://{'a' * 64}.org"],
+    ["ftp://h", "http://", "http://h?a=b", "http://h:99999", "http://h:0", "http://h:x",
+     "http://h h", "http://h/\x01", "http://[::1", "http://a..b", f"http://{'a' * 64}.org"],
 )  # fmt: skip
 def test_a_url_that_cannot_be_called_is_refused(url):
     with pytest.raises(SettingsError, match=r"peers\[0\].url: a url"):

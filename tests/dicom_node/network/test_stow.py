@@ -64,6 +64,11 @@ def answer_of(stored=(), failed=(), *, wrapped=True):
     return json.dumps([document] if wrapped else document).encode()
 
 
+def item_of(uid, tag="00081197", *values):
+    """Return an item of an answer that names one instance, with a reason as it is given."""
+    return {"00081155": {"vr": "UI", "Value": [uid]}, tag: {"vr": "US", "Value": list(values)}}
+
+
 def storing(items, failed=(), status=None, **how):
     """Return a server's answer that stores all but `failed`: (index, reason)."""
     reasons = {items[index].sop_uid: reason for index, reason in failed}
@@ -121,7 +126,47 @@ def test_warnings_are_kept(items):
     assert {one.verdict for one in outcomes} == {Verdict.SENT_WITH_WARNING}
 
 
-@pytest.mark.parametrize("body", [b"", b"<xml/>", b"[]", b'"x"', b'[{"00081199": 5}]'])
+@pytest.mark.parametrize(
+    "reason",
+    [0, "0", 1, 0x0107, 0x0116, 0xB000, 0xB006, 65536, 2**40, "\u00b2", "\u0663", "9" * 5000, -1,
+     1.5, None, {}],
+)  # fmt: skip
+def test_a_failed_instance_is_not_stored_whatever_the_reason(items, reason):
+    failed = {"vr": "SQ", "Value": [item_of(items[1].sop_uid, "00081197", reason)]}
+    stored = {"vr": "SQ", "Value": [item_of(each.sop_uid) for each in items]}
+    body = json.dumps({"00081199": stored, "00081198": failed}).encode()
+    with web_server(lambda asked: Told(status=202, body=body)) as server:
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [0, 0x0110, 0, 0]
+    assert outcomes[1].verdict is Verdict.TRANSIENT
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [(0, 0), ("\u00b2", 0), (70000, 0), (0xB007, 0xB007), (0xA700, 0x0110), (0xC000, 0x0110)],
+)
+def test_a_stored_instance_with_an_odd_warning(items, reason, status):
+    stored = {"vr": "SQ", "Value": [item_of(items[0].sop_uid, "00081196", reason)]}
+    body = json.dumps({"00081199": stored}).encode()
+    with web_server(lambda asked: Told(body=body)) as server:
+        outcomes = list(stow.send(items[:1], vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [status]
+
+
+@pytest.mark.parametrize("tag", ["00081198", "0008119A"])
+def test_a_200_with_failures_that_name_nobody_is_not_believed(items, tag):
+    body = json.dumps({tag: {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}})
+    with web_server(lambda asked: Told(body=body.encode())) as server:
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [Fault.UNCONFIRMED] * 4
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100000, b"", b"<xml/>", b"[]", b'"x"', b'[{"00081199": 5}]']
+)
 def test_a_200_without_a_list_is_believed_and_checked_later(items, body):
     with web_server(lambda asked: Told(body=body)) as server:
         assert faults(stow.send(items, vna(server.url), timeouts=PATIENT)) == [0] * 4
