@@ -16,7 +16,7 @@ from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.negotiation import MOST_CONTEXTS
-from dicom_node.network.outgoing import Unreadable, read_head
+from dicom_node.network.outgoing import Unreadable, file_fault, read_head
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, Verdict, classify
 from dicom_node.settings import PeerSettings
@@ -253,7 +253,7 @@ def sendable(item: Item) -> Sendable | Outcome:
     try:
         head = read_head(item.path)
     except Unreadable as error:
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
+        return Outcome(item=item, fault=error.fault, comment=str(error))
     if head.sop_uid != item.sop_uid:
         comment = f"the file holds {head.sop_uid}"
         return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
@@ -313,6 +313,6 @@ def _store(association: Association, each: Sendable) -> Outcome:
             if size <= 0:
                 return Outcome(item=item, fault=Fault.NO_FILE, comment="it has no data set")
             response = association.store(each.context, item.sop_uid, file.fileno(), each.at, size)
-    except OSError as error:
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
+    except OSError as error:  # of the file: those of the network are AssociationFaults
+        return Outcome(item=item, fault=file_fault(error), comment=str(error))
     return Outcome(item=item, fault=response.status, comment=response.comment)

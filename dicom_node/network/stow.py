@@ -57,14 +57,17 @@ def send(
             yield fault
     at_once = MOST_AT_ONCE
     while waiting and proceed():
-        batch = first_batch(waiting, at_once)
         try:
+            batch = first_batch(waiting, at_once)
             outcomes = list(store(batch, peer, timeouts))
         except WebFault as fault:
             if fault.fault is Fault.TOO_LARGE and len(batch) > 1:
                 at_once = len(batch) // 2
                 continue
-            yield Outcome(item=batch[0], fault=fault.fault, comment=fault.comment)
+            yield Outcome(item=waiting[0], fault=fault.fault, comment=fault.comment)
+            return
+        except OSError as error:  # of a file: the next attempt says of which, and for how long
+            yield Outcome(item=waiting[0], fault=Fault.UNREADABLE, comment=type(error).__name__)
             return
         yield from as_found(outcomes, there)
         waiting = waiting[len(batch) :]
@@ -75,7 +78,10 @@ def unsendable(item: Item) -> Outcome | None:
     found = sendable(item)
     if isinstance(found, Outcome):
         return found
-    if item.sha256 not in (None, sha256_of(item.path)):
+    found_sha256 = sha256_of(item.path)
+    if found_sha256 is None:
+        return Outcome(item=item, fault=Fault.UNREADABLE)
+    if item.sha256 not in (None, found_sha256):
         return Outcome(item=item, fault=Fault.ALTERED, comment="its SHA-256 differs")
     return None
 
@@ -94,10 +100,7 @@ def first_batch(waiting: Sequence[Item], most: int) -> Sequence[Item]:
 def store(batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Iterator[Outcome]:
     """Yield the outcome of each instance of one request; raise WebFault without any."""
     boundary = secrets.token_hex(16)
-    try:
-        reply = post(boundary, batch, peer, timeouts)
-    except OSError as error:  # a file went away meanwhile
-        raise WebFault(Fault.NO_FILE, type(error).__name__) from error
+    reply = post(boundary, batch, peer, timeouts)
     if reply.status_code not in ANSWERED:
         raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
     document = answer_in(reply)

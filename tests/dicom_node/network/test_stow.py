@@ -276,6 +276,31 @@ def test_missing_and_altered_files_are_named_and_do_not_hold_up_the_others(items
     assert faults(outcomes) == [Fault.NO_FILE, Fault.ALTERED, 0, 0, 0]
 
 
+def test_a_file_that_cannot_be_read_now_is_tried_again(items, tmp_path):
+    looped = tmp_path / "looped.dcm"
+    looped.symlink_to(looped)
+    with web_server(storing(items)) as server:
+        one = replace(items[0], path=looped, sha256="0" * 64)
+        [outcome, _] = stow.send([one, items[1]], vna(server.url), timeouts=PATIENT)
+    assert (outcome.fault, outcome.verdict) == (Fault.UNREADABLE, Verdict.TRANSIENT)
+
+
+def test_a_file_that_goes_away_meanwhile_costs_one_attempt_and_no_other_instance(items):
+    with web_server(storing(items)) as server:
+        going = stow.send(
+            items,
+            vna(server.url),
+            timeouts=PATIENT,
+            proceed=lambda: items[1].path.unlink(missing_ok=True) or True,
+        )
+        assert {one.verdict for one in going} == {Verdict.TRANSIENT}
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert {one.item.key: one.fault for one in outcomes} == {
+        each.key: Fault.NO_FILE if each is items[1] else 0 for each in items
+    }
+
+
 def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monkeypatch):
     file = tmp_path / "secret"
     file.touch(mode=0o600)
