@@ -145,10 +145,9 @@ class Performer:
             for series in inputs_of(one):
                 self._fetch_series(manager, series)
         except PullRefused as error:
-            if self._waited_long(one):
+            log.warning("performer.not_fetched", peer=manager.peer.name, reason=str(error))
+            if self._waited_long(one) and self._may_speak():
                 self._cancel(manager, one, f"The images could not be fetched: {error}.")
-            else:
-                log.warning("performer.not_fetched", peer=manager.peer.name, reason=str(error))
             return
         if not self._may_speak():  # it may have taken long; the next look finds everything here
             return

@@ -14,7 +14,7 @@ import httpx
 
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
-from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.network.http import JSON, WebFault, connected, document_in
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Reference
@@ -119,8 +119,7 @@ class Manager:
         }
         progress = {PROGRESS: value("DS", "100")}
         said = {PROGRESS_OF: sequence(progress), PERFORMED: sequence(performed)}
-        self._update(workitem.uid, transaction_uid, said)
-        self._change(workitem.uid, COMPLETED, transaction_uid)
+        self._end(workitem.uid, said, COMPLETED, transaction_uid)
 
     def cancel(self, uid: str, transaction_uid: str, reason: str, now: datetime) -> None:
         """Say why it cannot be done, and give it up."""
@@ -129,8 +128,25 @@ class Manager:
             WHY_CODE: sequence(coded(*UNSPECIFIED)),
             WHY: value("LT", reason[:LONGEST_TEXT]),
         }
-        self._update(uid, transaction_uid, {PROGRESS_OF: sequence(progress)})
-        self._change(uid, CANCELED, transaction_uid)
+        self._end(uid, {PROGRESS_OF: sequence(progress)}, CANCELED, transaction_uid)
+
+    def _end(self, uid: str, said: Mapping[str, Any], state: str, transaction_uid: str) -> None:
+        """Say the last words, and end it; nothing where it was heard and the answer was lost."""
+        try:
+            self._update(uid, transaction_uid, said)
+            self._change(uid, state, transaction_uid)
+        except Lost:  # who does not have our key cannot have ended it
+            if self._state_of(uid) != state:
+                raise
+
+    def _state_of(self, uid: str) -> str:
+        """Return the state of a workitem; raise Lost where the manager does not show it."""
+        with connected(self.peer, self.timeouts) as client:
+            reply = client.get(f"{self.peer.url}/workitems/{uid}", headers={"Accept": JSON})
+        refuse(reply)
+        found = document_in(reply.content)
+        document = found[0] if isinstance(found, list) and found else found
+        return text(document, STATE) if isinstance(document, dict) else ""
 
     def _change(self, uid: str, state: str, transaction_uid: str) -> None:
         said = {STATE: value("CS", state), TRANSACTION: value("UI", transaction_uid)}

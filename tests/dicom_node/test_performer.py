@@ -134,7 +134,7 @@ def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(l
 
 def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, manager):
     manager.schedule(UID)
-    manager.lose_answers_to.add("claim")
+    manager.lose_answers_to.add("IN PROGRESS")
     line.look()
     assert (manager.state(UID), line.claim.state) == ("IN PROGRESS", "CLAIMING")
     manager.lose_answers_to.clear()
@@ -148,7 +148,7 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, man
 
 def test_who_was_faster_keeps_the_work(line, manager):
     manager.schedule(UID)
-    manager.lose_answers_to.add("claim")
+    manager.lose_answers_to.add("IN PROGRESS")
     line.look()
     manager.keys[UID] = "2.25.1"  # somebody else's, as it turns out
     manager.lose_answers_to.clear()
@@ -194,6 +194,26 @@ def test_a_series_that_is_skipped_gives_the_work_back_with_the_reason(line, mana
     [job] = line.store.jobs.of_series(line.store.series.listing()[0]["series_uid"])
     assert job.state is JobState.SKIPPED
     assert manager.progress(UID)["00741238"]["Value"] == [job.reason]
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELED"])
+def test_an_end_that_was_heard_and_whose_answer_was_lost_is_not_lost(line, manager, state):
+    manager.schedule(UID)
+    line.look(2)
+    if state == "COMPLETED":
+        line.enhance()
+        line.send()
+    else:
+        settings = line.settings.model_copy(update={"rules": ()})
+        assembly.tick(line.store, settings, datetime.now(UTC) + timedelta(seconds=5))
+    manager.lose_answers_to.add(state)
+    line.look()
+    assert (manager.state(UID), line.claim.state) == (state, "WORKING")
+
+    line.look()
+
+    assert line.claim.state == state
+    assert manager.history.count((UID, state)) == 1
 
 
 def test_a_held_result_keeps_the_work_in_progress_and_says_why(line, manager):
