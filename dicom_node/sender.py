@@ -145,7 +145,7 @@ class Sender:
         except UnknownPeer as error:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
-        task = self._without_present(task, peer) if peer.query else task
+        task = self._without_present(task, peer) if may_look(task, peer) else task
         outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
@@ -370,6 +370,15 @@ class Sender:
             commitment=commitment,
         )
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
+
+
+def may_look(task: DeliveryTask, peer: PeerSettings) -> bool:
+    """Return whether what the peer says it has is left out of an attempt.
+
+    Not after it denied its commitment for some of that: an index may name what the storage lost,
+    and the same bytes under the same UIDs harm nobody. A DICOMweb server gave no other word.
+    """
+    return peer.query and (peer.is_web or not task.resends)
 
 
 def _warned(warnings: Mapping[int, int]) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +104,14 @@ class Agenda:
                     return self._waiting.pop(place)
         return None
 
-    def put_back(self, each: Sendable) -> int:
-        """Let an instance whose association broke be the next; return how often that was so."""
+    def put_back(self, each: Sendable, resumes: int) -> bool:
+        """Let an instance whose association broke be the next; False where it has broken enough."""
         with self._lock:
-            self._waiting.insert(0, each)
             self._breaks[each.item.key] += 1
-            return self._breaks[each.item.key]
+            again = self._breaks[each.item.key] <= resumes
+            if again:
+                self._waiting.insert(0, each)
+            return again
 
     def close(self) -> Item | None:
         """Let no lane take anything more; return what would have been next."""
@@ -198,6 +200,7 @@ def send_side_by_side(
 
     A lane is one association after the other, as in `send`. One that cannot have an association
     leaves its share to the others; only the last to end so makes that the outcome of an instance.
+    One that ends with an instance that has broken too many leaves its share to them, too.
 
     Parameters
     ----------
@@ -263,8 +266,9 @@ def sendable(item: Item) -> Sendable | Outcome:
 def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
     """Yield the outcomes of what one association after the other takes from the agenda."""
     try:
-        while agenda.waiting and terms.proceed():
-            yield from _over_one(agenda, terms)
+        going = True
+        while going and agenda.waiting and terms.proceed():
+            going = yield from _over_one(agenda, terms)
     except AssociationFault as fault:
         if agenda.leave() and (item := agenda.close()):
             yield Outcome(item=item, fault=fault.fault, comment=fault.comment)
@@ -272,25 +276,29 @@ def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
         agenda.leave()
 
 
-def _over_one(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
-    """Yield the outcomes that one association brings.
+def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
+    """Yield the outcomes that one association brings; return whether another may follow.
+
+    An instance that has broken too many is not tried again, on no lane: its fault is its outcome.
 
     Raises
     ------
     AssociationFault
-        If there was none, or an instance has broken too many.
+        If there was no association.
     """
     asked = agenda.contexts()
     if not asked:  # another lane has just taken the last instance
-        return
+        return True
     with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
         while terms.proceed() and (each := agenda.take(set(asked))):
             try:
                 yield _store(association, each)
-            except AssociationFault:
-                if agenda.put_back(each) > terms.resumes:
-                    raise
-                return
+            except AssociationFault as fault:
+                if agenda.put_back(each, terms.resumes):
+                    return True
+                yield Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
+                return False
+    return True
 
 
 def _store(association: Association, each: Sendable) -> Outcome:

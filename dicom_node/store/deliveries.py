@@ -48,6 +48,7 @@ class DeliveryTask:
     study_uid: str
     series_uid: str
     instances: tuple[DeliveryInstance, ...]
+    resends: int = 0  # because the destination did not commit what it said it had
 
     @property
     def by_series(self) -> dict[str, list[str]]:
@@ -247,6 +248,7 @@ def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> Delive
         study_uid=row.study_uid,
         series_uid=row.derived_series_uid or row.series_uid,
         instances=instances,
+        resends=row.commit_resends,
     )
 
 
