@@ -283,7 +283,8 @@ class Sender:
     def _look(self, request: Request, each: Outstanding, peer: PeerSettings) -> None:
         """Look whether a DICOMweb server has what it stored: it knows no storage commitment.
 
-        Some show an instance only a while after they have taken it: several looks make a failure.
+        Some show an instance only a while after they have taken it: several looks make a failure,
+        with the back-off of every other attempt between them.
         """
         try:
             there = self._there(each, peer)
@@ -297,7 +298,8 @@ class Sender:
                 transaction_uid=request.transaction_uid,
                 committed=frozenset(uids & there),
                 failed=dict.fromkeys(lost, NO_SUCH_INSTANCE),
-            )
+            ),
+            each.requests + 1,
         )
 
     def _request(self, each: Outstanding) -> tuple[Request, Outstanding] | None:

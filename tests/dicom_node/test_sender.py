@@ -333,6 +333,31 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
     assert store.jobs.get(job_id).state == "DERIVED"
 
 
+def test_a_web_archive_whose_index_is_late_is_waited_for(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    rows = [
+        {"00080018": {"vr": "UI", "Value": [each.sop_uid]}}
+        for each in store.deliveries.due(NOW)[0].instances
+    ]
+    now = NOW
+
+    def answer(asked):
+        if asked.method == "GET" and now - NOW < timedelta(minutes=20):
+            return Told(status=204)
+        return Told(body=json.dumps(rows if asked.method == "GET" else []).encode())
+
+    with web_server(answer) as server:
+        vna = {"name": "pacs", "protocol": "dicomweb", "url": server.url, "roles": ["destination"]}
+        settings = rig_settings(tmp_path, peers=[vna])
+        sender = Sender(store, settings, clock=lambda: now, rng=Random(1))
+        while store.jobs.get(job_id).state == "DERIVED" and now - NOW < timedelta(days=1):
+            sender.run_once(now)
+            now += timedelta(seconds=20)
+
+    assert store.jobs.get(job_id).state == "DELIVERED"
+    assert now - NOW < timedelta(hours=1)
+
+
 CRASHING = """
 import sys
 from pathlib import Path
