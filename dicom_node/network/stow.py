@@ -7,12 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from dicom_node.multipart import DICOM, TYPE, closing, opening
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.dicomweb import PIECE_BYTES, text
-from dicom_node.network.http import JSON, WebFault, connected, document_in
+from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
 from dicom_node.network.scu import Item, Outcome, sendable
 from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict, classify, http_fault
@@ -114,9 +112,7 @@ def store(batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Iter
         yield Outcome(item=item, fault=statuses.get(item.sop_uid, unnamed))
 
 
-def post(
-    boundary: str, batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts
-) -> httpx.Response:
+def post(boundary: str, batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Reply:
     """Return the answer to one request."""
     length = sum(len(piece) for piece in frame(boundary, len(batch)))
     length += sum(item.path.stat().st_size for item in batch)
@@ -126,7 +122,8 @@ def post(
         "Content-Length": str(length),  # many servers take no chunked body
     }
     with connected(peer, timeouts, length) as client:
-        return client.post(f"{peer.url}/studies", content=body(boundary, batch), headers=headers)
+        content = body(boundary, batch)
+        return client.ask("POST", f"{peer.url}/studies", content=content, headers=headers)
 
 
 def frame(boundary: str, count: int) -> Iterator[bytes]:
@@ -151,7 +148,7 @@ def pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def answer_in(reply: httpx.Response) -> Mapping[str, Any]:
+def answer_in(reply: Reply) -> Mapping[str, Any]:
     """Return the data set that answers STOW-RS, an empty one where there is none."""
     found = document_in(reply.content)
     document = found[0] if isinstance(found, list) and found else found

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
-
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
-from dicom_node.network.http import JSON, WebFault, connected, document_in
+from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Reference
@@ -142,7 +140,8 @@ class Manager:
     def _state_of(self, uid: str) -> str:
         """Return the state of a workitem; raise Lost where the manager does not show it."""
         with connected(self.peer, self.timeouts) as client:
-            reply = client.get(f"{self.peer.url}/workitems/{uid}", headers={"Accept": JSON})
+            url = f"{self.peer.url}/workitems/{uid}"
+            reply = client.ask("GET", url, headers={"Accept": JSON})
         refuse(reply)
         found = document_in(reply.content)
         document = found[0] if isinstance(found, list) and found else found
@@ -167,13 +166,13 @@ class Manager:
         headers = {"Content-Type": JSON, "Accept": JSON}
         body = json.dumps([said])
         with connected(self.peer, self.timeouts) as client:
-            reply = client.request(method, url, content=body, headers=headers, params=params)
+            reply = client.ask(method, url, content=body, headers=headers, params=params)
         refuse(reply)
 
 
-def refuse(reply: httpx.Response) -> None:
+def refuse(reply: Reply) -> None:
     """Raise what a refusal means; a success is nothing."""
-    if reply.is_success:
+    if 200 <= reply.status_code < 300:
         return
     fault, words = http_fault(reply.status_code), f"HTTP {reply.status_code}"
     raise (Lost if fault in GONE else WebFault)(fault, words)

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from dicom_node.multipart import Splitter, media_type
-from dicom_node.network import dicomweb, stow, ups
+from dicom_node.network import dicomweb, http, stow, ups
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.http import WebFault, connected, credentials
 from dicom_node.network.scu import Item
@@ -18,7 +18,7 @@ from dicom_node.retry import HTTP_FAULTS, Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
 from tests.certificates import Authority
 from tests.rigs import write_series
-from tests.webserver import Told, web_server
+from tests.webserver import Told, raw_server, web_server
 
 HASTY = Timeouts(connect_s=2.0, association_s=2.0, reply_s=1.0)
 PATIENT = Timeouts()
@@ -421,4 +421,50 @@ def test_what_a_server_calls_a_uid_leads_nowhere_else(bad):
 
 def test_a_url_that_the_library_refuses_is_a_fault_like_others():
     with pytest.raises(WebFault), connected(vna("http://127.0.0.1:9"), PATIENT) as client:
-        client.get("http://127.0.0.1:9/\x01")
+        client.ask("GET", "http://127.0.0.1:9/\x01")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Slow: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",  # a cut would look like the end of the body
+    ],
+)
+def test_a_server_that_drips_is_cut(items, head):
+    with raw_server(head, drip=b"[") as url:
+        began = time.monotonic()
+        [outcome] = stow.send(items, vna(url), timeouts=HASTY)
+        with pytest.raises(WebFault) as refused:
+            dicomweb.instances_at(vna(url), "1.2", "1.3", HASTY)
+
+    assert (outcome.fault, refused.value.fault) == (Fault.TIMED_OUT, Fault.TIMED_OUT)
+    assert time.monotonic() - began < 60
+
+
+def test_a_server_that_sends_no_end_of_answers_is_not_read_on(items, monkeypatch):
+    monkeypatch.setattr(http, "MOST_ANSWER_BYTES", 2**16)
+    monkeypatch.setattr(dicomweb, "MOST_ANSWERS", 20)
+    with web_server(lambda asked: Told(body=b" " * 2**17)) as server:
+        [outcome] = stow.send(items, vna(server.url), timeouts=PATIENT)
+        assert outcome.fault is Fault.UNCONFIRMED and "more than 65536" in outcome.comment
+
+    with web_server(lambda asked: shown("1.2." + asked.query["offset"][0])) as inventive:
+        with pytest.raises(WebFault, match="more than 20"):
+            dicomweb.instances_at(vna(inventive.url), "1.2", "1.3", PATIENT)
+        assert len(inventive.asked) == 21
+
+
+def test_the_authorities_are_read_again_only_when_their_file_has_changed(tmp_path):
+    first, second = Authority(tmp_path / "one"), Authority(tmp_path / "two")
+    file = tmp_path / "ca.pem"
+    peer = vna("https://127.0.0.1:9", ca=str(file))
+    file.write_bytes(first.certificate.read_bytes())
+    before = http.trust(peer)
+    assert http.trust(peer) is before
+    file.unlink()
+    file.write_bytes(second.certificate.read_bytes() + b"\n")
+
+    assert http.trust(peer) is not before
+    assert http.trust(vna("https://127.0.0.1:9")) is http.trust(vna("https://127.0.0.1:8"))
