@@ -4,13 +4,12 @@ A claim is on record before the manager hears of it, and each step can be repeat
 the next look goes on where the last one ended.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
-from dicom_node.errors import NodeError
+from dicom_node.loops import Loop
 from dicom_node.network.commitment import new_uid
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.http import WebFault
@@ -60,27 +59,20 @@ class Performer:
             for peer in settings.peers
             if peer.worklist_code
         ]
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("performer", self.run_once, settings.worklist.interval_s)
 
     def start(self) -> None:
         """Work in the background, if any peer has a worklist for us."""
         if self._managers:
-            self._thread = threading.Thread(target=self._run, name="performer", daemon=True)
-            self._thread.start()
+            self._loop.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End after the step under way."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._loop.stop(timeout_s)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._settings.worklist.interval_s):
-            try:
-                self.run_once()
-            except NodeError as error:  # the database is away: the next look goes on
-                log.error("performer.failed", reason=str(error))
+    def failing(self) -> list[str]:
+        """Return what has failed lately, by name; /healthz shows it."""
+        return ["performer"] if self._loop.failing else []
 
     def run_once(self) -> None:
         """Look once at every worklist: what was claimed goes on, and what is new is claimed.

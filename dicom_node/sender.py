@@ -9,12 +9,13 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
+from dicom_node.loops import Loop
 from dicom_node.network import scu, stow
 from dicom_node.network.commitment import (
     NO_SUCH_INSTANCE,
@@ -27,8 +28,8 @@ from dicom_node.network.commitment import (
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
-from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
-from dicom_node.sending import SWITCH, may_send
+from dicom_node.retry import Verdict, backoff_s, classify, describe
+from dicom_node.sending import SWITCH, may_look, may_send, warned
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
 from dicom_node.together import Behind, Recent
@@ -71,20 +72,26 @@ class Sender:
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
         self._lanes = scu.Lanes(settings.sending.max_associations)
-        self._loop: threading.Thread | None = None
+        self._failing: set[str] = set()  # destinations whose thread has not come to its end
+        self._loop = Loop("sender", self._begin, settings.sending.interval_s)
 
     def start(self) -> None:
         """Send in the background whatever comes due."""
         self._stop.clear()
-        self._loop = threading.Thread(target=self._run, name="sender", daemon=True)
         self._loop.start()
 
     def stop(self, timeout_s: float = 60.0) -> None:
         """Finish the instances under way and end."""
         self._stop.set()
-        for thread in (self._loop, *self._busy.values()):
-            if thread is not None:
-                thread.join(timeout_s)
+        self._loop.stop(timeout_s)
+        for thread in self._busy.values():
+            thread.join(timeout_s)
+
+    def failing(self) -> list[str]:
+        """Return what has failed lately, by name; /healthz shows it."""
+        alive = {name for name, thread in tuple(self._busy.items()) if thread.is_alive()}
+        died = sorted(set(tuple(self._failing)) - alive)
+        return ["sender"] * self._loop.failing + [f"sender-{name}" for name in died]
 
     def run_once(self, now: datetime) -> int:
         """Return how many deliveries were tried: all that are due at `now`, to the end."""
@@ -93,13 +100,9 @@ class Sender:
             thread.join()
         return len(tasks)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._settings.sending.interval_s):
-            try:
-                now = self._clock()
-                self._dispatch(self._due(now), self._outstanding(now))
-            except NodeError as error:  # the database is away: the next round asks again
-                log.error("sender.failed", reason=str(error))
+    def _begin(self) -> None:
+        now = self._clock()
+        self._dispatch(self._due(now), self._outstanding(now))
 
     def _due(self, now: datetime) -> list[DeliveryTask]:
         return self._store.deliveries.due(now) if self._may_send() else []
@@ -131,12 +134,27 @@ class Sender:
 
     def _serve(self, destination: str, tasks: Sequence[DeliveryTask]) -> None:
         """Send what is due to one destination, then ask it for what it owes."""
+        self._failing.add(destination)
         try:
-            for task in tasks:
-                self._deliver(task)
+            well = all([self._attempt(task) for task in tasks])
             self._ask(destination)
         except NodeError as error:  # the rows are as they were, so everything stays due
             log.error("delivery.failed", destination=destination, reason=str(error))
+            well = True
+        if well:
+            self._failing.discard(destination)
+
+    def _attempt(self, task: DeliveryTask) -> bool:
+        """Send one delivery; return False where something broke that nobody foresaw."""
+        try:
+            self._deliver(task)
+        except NodeError:
+            raise
+        except Exception as error:  # the destination's edge: the others behind it are sent
+            log.exception("delivery.crashed", delivery=task.delivery_id, job=task.job_id)
+            self._try_again(task, f"Internal failure ({type(error).__name__}), see the log.")
+            return False
+        return True
 
     def _deliver(self, task: DeliveryTask) -> None:
         """Send one delivery and record how it went."""
@@ -153,7 +171,7 @@ class Sender:
         elif len(outcomes) == len(task.instances):
             warnings = self._store.deliveries.warnings(task.delivery_id)
             verdict = Verdict.SENT_WITH_WARNING if warnings else Verdict.SENT
-            reason = f"{peer.name} has stored every instance{_warned(warnings)}."
+            reason = f"{peer.name} has stored every instance{warned(warnings)}."
             self._finish(task, verdict, reason, commitment=peer.commitment)
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
@@ -338,11 +356,15 @@ class Sender:
         self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[scu.Outcome]
     ) -> None:
         final = [outcome for outcome in failed if outcome.verdict is Verdict.PERMANENT]
-        reason = _sentence(peer, (final or failed)[0], len(failed))
-        attempts, limit = task.attempts + 1, self._settings.sending.max_attempts
+        reason = scu.sentence(peer, (final or failed)[0], len(failed))
         if final:
             self._finish(task, Verdict.PERMANENT, reason)
-        elif attempts >= limit:
+        else:
+            self._try_again(task, reason)
+
+    def _try_again(self, task: DeliveryTask, reason: str) -> None:
+        attempts, limit = task.attempts + 1, self._settings.sending.max_attempts
+        if attempts >= limit:
             self._finish(task, Verdict.PERMANENT, f"{reason} Given up after {attempts} attempts.")
         else:
             self._finish(task, Verdict.TRANSIENT, reason, self._backoff_s(attempts))
@@ -372,28 +394,3 @@ class Sender:
             commitment=commitment,
         )
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
-
-
-def may_look(task: DeliveryTask, peer: PeerSettings) -> bool:
-    """Return whether what the peer says it has is left out of an attempt.
-
-    Not after it denied its commitment for some of that: an index may name what the storage lost,
-    and the same bytes under the same UIDs harm nobody. A DICOMweb server gave no other word.
-    """
-    return peer.query and (peer.is_web or not task.resends)
-
-
-def _warned(warnings: Mapping[int, int]) -> str:
-    """Return what a destination said about instances that it took all the same."""
-    said = [f"{count} with {describe(status)}" for status, count in warnings.items()]
-    return f", {', '.join(said)}" if said else ""
-
-
-def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
-    """Return what went wrong, for an administrator; a peer's own words may name a patient."""
-    fault = outcome.fault
-    comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
-    more = f", and {failures - 1} more instances failed" if failures > 1 else ""
-    return (
-        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
-    )

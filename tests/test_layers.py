@@ -27,7 +27,7 @@ LEVELS = {
         ("assembly", "network"),
         ("intake", "sending"),
         ("store",),
-        ("examination", "comparison", "corrections", "rejection_notes"),
+        ("examination", "comparison", "corrections", "rejection_notes", "loops"),
         ("content", "pixel_files", "telemetry", "signing"),
         ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),

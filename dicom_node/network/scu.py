@@ -11,14 +11,13 @@ from pathlib import Path
 
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from dicom_node.errors import NodeError
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.negotiation import MOST_CONTEXTS
 from dicom_node.network.outgoing import Unreadable, file_fault, read_head
 from dicom_node.network.requesting import Context
-from dicom_node.retry import Fault, Verdict, classify
+from dicom_node.retry import Fault, Verdict, classify, describe
 from dicom_node.settings import PeerSettings
 
 RESUMES = 3
@@ -75,6 +74,16 @@ class Terms:
     timeouts: Timeouts = USUAL
     proceed: Callable[[], bool] = lambda: True
     resumes: int = RESUMES
+
+
+def sentence(peer: PeerSettings, outcome: Outcome, failures: int) -> str:
+    """Return what went wrong, for an administrator; a peer's own words may name a patient."""
+    fault = outcome.fault
+    comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
+    more = f", and {failures - 1} more instances failed" if failures > 1 else ""
+    return (
+        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
+    )
 
 
 class Agenda:
@@ -209,22 +218,22 @@ def send_side_by_side(
 
     Raises
     ------
-    NodeError
-        What `note` or `proceed` raised; nothing more is sent then.
+    Exception
+        What `note` or `proceed` raised, in whatever lane; nothing more is sent then.
     """
     waiting, outcomes = sort_out(items)
     for outcome in outcomes:
         note(outcome)
     lanes = max(1, min(associations, len(waiting) // WORTH_AN_ASSOCIATION))
     agenda = Agenda(waiting, lanes)
-    errors: list[NodeError] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             for outcome in lane(agenda, terms):
                 note(outcome)
                 outcomes.append(outcome)
-        except NodeError as error:
+        except Exception as error:  # raised below, when all lanes have ended
             agenda.close()
             errors.append(error)
 

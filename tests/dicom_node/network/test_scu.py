@@ -309,15 +309,16 @@ def test_instance_that_breaks_every_association_is_tried_so_often_by_all_lanes(t
     assert len(tries) == resumes + 1
 
 
-def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path):
+@pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), KeyError("full")])
+def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path, error):
     items, noted = write_series(tmp_path / "b", 40), []
 
     def full(outcome):
         noted.append(outcome)
         if len(noted) == 10:
-            raise StoreUnavailable("the disk is full")
+            raise error
 
-    with pacs() as peer, pytest.raises(StoreUnavailable, match="full"):
+    with pacs() as peer, pytest.raises(type(error), match="full"):
         send_side_by_side(items, terms(peer), 4, full)
 
     assert len(noted) < 20  # each association had one more under way
