@@ -9,7 +9,7 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -89,8 +89,7 @@ class Sender:
 
     def failing(self) -> list[str]:
         """Return what has failed lately, by name; /healthz shows it."""
-        alive = {name for name, thread in tuple(self._busy.items()) if thread.is_alive()}
-        died = sorted(set(tuple(self._failing)) - alive)
+        died = sorted(set(tuple(self._failing)) - self._busy_ones())
         return ["sender"] * self._loop.failing + [f"sender-{name}" for name in died]
 
     def run_once(self, now: datetime) -> int:
@@ -101,14 +100,18 @@ class Sender:
         return len(tasks)
 
     def _begin(self) -> None:
-        now = self._clock()
-        self._dispatch(self._due(now), self._outstanding(now))
+        now, busy = self._clock(), self._busy_ones()
+        self._dispatch(self._due(now, busy), self._outstanding(now, busy))
 
-    def _due(self, now: datetime) -> list[DeliveryTask]:
-        return self._store.deliveries.due(now) if self._may_send() else []
+    def _busy_ones(self) -> set[str]:
+        """Return who is being served; asked before what is due, which may else be over by then."""
+        return {name for name, thread in tuple(self._busy.items()) if thread.is_alive()}
 
-    def _outstanding(self, now: datetime) -> list[Outstanding]:
-        return self._store.commitments.due(now) if self._may_send() else []
+    def _due(self, now: datetime, busy: Collection[str] = ()) -> list[DeliveryTask]:
+        return self._store.deliveries.due(now, busy) if self._may_send() else []
+
+    def _outstanding(self, now: datetime, busy: Collection[str] = ()) -> list[Outstanding]:
+        return self._store.commitments.due(now, busy) if self._may_send() else []
 
     def _may_send(self) -> bool:
         return not self._stop.is_set() and may_send(self._settings, self._store)
