@@ -4,13 +4,12 @@ A claim is on record before the manager hears of it, and each step can be repeat
 the next look goes on where the last one ended.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
-from dicom_node.errors import NodeError
+from dicom_node.loops import Loop
 from dicom_node.network.commitment import new_uid
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.http import WebFault
@@ -18,6 +17,7 @@ from dicom_node.network.ups import Input, Lost, Manager, Output, Times, Workitem
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.pull import Pace, Puller, PullRefused, Wanted, way_to
 from dicom_node.retry import describe
+from dicom_node.sending import may_send
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.states import JobState
 from dicom_node.store import JobRow, Reference, Store
@@ -59,37 +59,36 @@ class Performer:
             for peer in settings.peers
             if peer.worklist_code
         ]
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("performer", self.run_once, settings.worklist.interval_s)
 
     def start(self) -> None:
         """Work in the background, if any peer has a worklist for us."""
         if self._managers:
-            self._thread = threading.Thread(target=self._run, name="performer", daemon=True)
-            self._thread.start()
+            self._loop.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End after the step under way."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._loop.stop(timeout_s)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._settings.worklist.interval_s):
-            try:
-                self.run_once()
-            except NodeError as error:  # the database is away: the next look goes on
-                log.error("performer.failed", reason=str(error))
+    def failing(self) -> list[str]:
+        """Return what has failed lately, by name; /healthz shows it."""
+        return ["performer"] if self._loop.failing else []
 
     def run_once(self) -> None:
-        """Look once at every worklist: what was claimed goes on, and what is new is claimed."""
-        for manager in self._managers:
+        """Look once at every worklist: what was claimed goes on, and what is new is claimed.
+
+        Not while nothing may be sent: what is claimed, and what is said of it, leaves the node too.
+        """
+        for manager in self._managers if self._may_speak() else ():
             try:
                 for one in self._store.workitems.open_ones(manager.peer.name):
                     self._go_on(manager, one)
                 self._claim_more(manager)
             except WebFault as fault:  # the next look goes on
                 log.warning("performer.no_manager", peer=manager.peer.name, reason=str(fault))
+
+    def _may_speak(self) -> bool:
+        return may_send(self._settings, self._store)
 
     def _claim_more(self, manager: Manager) -> None:
         """Claim what we have room for; what we ever claimed is never claimed again."""
@@ -100,12 +99,16 @@ class Performer:
         known = self._store.workitems.known(peer)
         fresh = [one for one in manager.scheduled() if one.uid not in known]
         for found in fresh[:room]:
+            if not self._may_speak():
+                return
             inputs = [asdict(one) | {"code": list(found.code)} for one in found.inputs]
             one = self._store.workitems.begin(peer, found.uid, new_uid(), inputs, self._clock())
             self._go_on(manager, one)
 
     def _go_on(self, manager: Manager, one: WorkitemRow) -> None:
         """Do the next step of one claim."""
+        if not self._may_speak():
+            return
         try:
             if one.state == CLAIMING:
                 self._claim(manager, one)
@@ -134,14 +137,18 @@ class Performer:
             for series in inputs_of(one):
                 self._fetch_series(manager, series)
         except PullRefused as error:
-            patience = timedelta(seconds=self._settings.worklist.patience_s)
-            if self._clock() - one.created_at > patience:
+            log.warning("performer.not_fetched", peer=manager.peer.name, reason=str(error))
+            if self._waited_long(one) and self._may_speak():
                 self._cancel(manager, one, f"The images could not be fetched: {error}.")
-            else:
-                log.warning("performer.not_fetched", peer=manager.peer.name, reason=str(error))
+            return
+        if not self._may_speak():  # it may have taken long; the next look finds everything here
             return
         manager.tell(one.uid, one.transaction_uid, FETCHED_PERCENT, "the images are here")
         self._store.workitems.move(one, WORKING, self._clock(), progress=FETCHED_PERCENT)
+
+    def _waited_long(self, one: WorkitemRow) -> bool:
+        patience = timedelta(seconds=self._settings.worklist.patience_s)
+        return self._clock() - one.created_at > patience
 
     def _fetch_series(self, manager: Manager, series: Input) -> None:
         """Fetch one series; what is known here, files or not, has been received once.
@@ -158,6 +165,8 @@ class Performer:
         wanted = Wanted(series_uid=series.series_uid, study_uid=series.study_uid)
         for found in puller.find(wanted):
             done = puller.fetch(found, lambda here, total: None)
+            if not found.instances:  # of a late index: it would count as fetched without an image
+                raise PullRefused(f"{source.address}: {done.trouble}")
             if done.missing:
                 count = f"{len(done.missing)} of {len(found.instances)}"
                 raise PullRefused(f"{source.address}: {count} images are missing: {done.trouble}")
@@ -177,14 +186,21 @@ class Performer:
 
     def _look(self, manager: Manager, one: WorkitemRow) -> None:
         """Report how far the jobs are; complete or cancel when they have ended."""
-        jobs = [self._store.jobs.of_series(each.series_uid)[-1:] for each in inputs_of(one)]
-        newest = [job for found in jobs for job in found]
+        jobs = {
+            each.series_uid: self._store.jobs.of_series(each.series_uid)[-1:]
+            for each in inputs_of(one)
+        }
+        without = [series_uid for series_uid, found in jobs.items() if not found]
+        newest = [job for found in jobs.values() for job in found]
         bad = [job for job in newest if job.state in ENDED_BADLY]
         if bad:
             self._cancel(manager, one, bad[0].reason)
-        elif newest and all(job.state is JobState.DELIVERED for job in newest):
+        elif without:  # nothing is done before everything is
+            if self._waited_long(one):
+                self._cancel(manager, one, f"Nothing came of series {without[0]}.")
+        elif all(job.state is JobState.DELIVERED for job in newest):
             self._complete(manager, one, newest)
-        elif newest:
+        else:
             percent = min(map(percent_of, newest))
             words = next((job.reason for job in newest if percent_of(job) == percent), "")
             if (percent, words) != (one.progress, one.reason):

@@ -194,9 +194,13 @@ class PixelFiles:
             self._durable.add(folder)
 
 
+def is_uid(text: str) -> bool:
+    """Return whether a text is made as a UID is, so that it may be a part of a path or URL."""
+    return bool(UID.fullmatch(text) and text.strip("."))  # dots alone would leave the folder
+
+
 def _checked(uid: str) -> str:
-    # Dots alone would leave the folder.
-    if not UID.fullmatch(uid) or not uid.strip("."):
+    if not is_uid(uid):
         raise NotAnInstance(f"{uid[:80]!r} is not a UID")
     return uid
 

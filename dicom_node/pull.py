@@ -16,13 +16,13 @@ from dicom_node.intake import SUCCESS
 from dicom_node.network import dicomweb, retrieve
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.found import Counts, FoundSeries, Retrieved
-from dicom_node.network.http import connected
+from dicom_node.network.http import WebFault, connected
 from dicom_node.network.keeping import Accepted, keep, keep_file
 from dicom_node.network.query import Query
 from dicom_node.network.scp import NodeScp, storage_classes
 from dicom_node.network.tls import credentials
-from dicom_node.pixel_files import PixelFiles
-from dicom_node.retry import describe
+from dicom_node.pixel_files import PixelFiles, is_uid
+from dicom_node.retry import Fault, describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import Store
 from dicom_node.syntaxes import TRANSFER_SYNTAXES
@@ -30,6 +30,7 @@ from dicom_node.syntaxes import TRANSFER_SYNTAXES
 LATE_S = 5.0  # some archives answer first and send then; without news for so long, they are done
 LOOK_S = 0.2
 LAST_ANSWERS_S = 2.0  # archives keep the association of a C-MOVE open for a while
+MOST_TIMES = 10  # what a server may send of what it has named
 MOST_AT_ONCE = 50  # instances of one retrieval where the rate is limited
 WILD = frozenset("*?\\")
 
@@ -51,6 +52,9 @@ class Wanted:
         for text in (self.accession, self.series_uid, self.study_uid):
             if WILD & set(text):
                 raise PullRefused(f"{text!r} has wildcards; name one accession number or series")
+        for uid in (self.series_uid, self.study_uid):
+            if uid and not is_uid(uid):  # it may become a part of a URL
+                raise PullRefused(f"{uid[:80]!r} is no UID")
         if not (self.accession.strip() or self.series_uid.strip()):
             raise PullRefused("an accession number or a series UID is needed")
 
@@ -170,12 +174,15 @@ class WebWay:
         self, found: FoundSeries, only: Sequence[str], tell: Callable[[Counts], None]
     ) -> Retrieved:
         """Fetch the whole series in one answer, or instance by instance."""
-        counts, trouble = Counts(remaining=len(only) or len(found.instances)), ""
+        named = len(only) or len(found.instances)
+        counts, trouble = Counts(remaining=named), ""
         whole = dicomweb.series_url(self._peer, found.study_uid, found.series_uid)
         urls = [f"{whole}/instances/{uid}" for uid in only] or [whole]
         with connected(self._peer, self._limits) as client:
             for url in urls:
                 for file in dicomweb.files_at(client, url, self._most_bytes):
+                    if counts.completed + counts.failed >= MOST_TIMES * named:
+                        raise WebFault(Fault.ABORTED, f"it sends more than {named} images")
                     kept = keep_file(
                         file, self._peer.calling, self._accepted, self._store, datetime.now(UTC)
                     )

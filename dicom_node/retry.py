@@ -24,6 +24,7 @@ class Fault(StrEnum):
     TIMED_OUT = "timed-out"
     NO_CONTEXT = "no-context"
     NO_FILE = "no-file"
+    UNREADABLE = "unreadable"
     ALTERED = "altered"
     # Of DICOMweb servers:
     MOVED = "moved"
@@ -89,7 +90,9 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     Fault.ABORTED: _row(_AGAIN, "association aborted"),
     Fault.TIMED_OUT: _row(_AGAIN, "no answer in time"),
     Fault.NO_CONTEXT: _row(_NEVER, "SOP class or transfer syntax not accepted"),
-    Fault.NO_FILE: _row(_NEVER, "the file to send is missing or unreadable"),
+    Fault.NO_FILE: _row(_NEVER, "the file to send is missing or no DICOM instance"),
+    # Too many open files, a disk or file server that is away: the next attempt may read it.
+    Fault.UNREADABLE: _row(_AGAIN, "the file to send cannot be read now"),
     Fault.ALTERED: _row(_NEVER, "the file to send is not the one that was published"),
     Fault.MOVED: _row(_NEVER, "the server says that it has moved; its url must be changed here"),
     Fault.BAD_REQUEST: _row(_NEVER, "the server refuses the request"),

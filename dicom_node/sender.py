@@ -9,12 +9,13 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
 from dicom_node.errors import NodeError, UnknownPeer
+from dicom_node.loops import Loop
 from dicom_node.network import scu, stow
 from dicom_node.network.commitment import (
     NO_SUCH_INSTANCE,
@@ -27,7 +28,8 @@ from dicom_node.network.commitment import (
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
-from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
+from dicom_node.retry import Verdict, backoff_s, classify, describe
+from dicom_node.sending import SWITCH, may_look, may_send, warned
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
 from dicom_node.together import Behind, Recent
@@ -37,7 +39,6 @@ LOOKS = 5  # at what a DICOMweb server shows
 MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
 RECORD_S = 0.05  # statuses are gathered for so long
 WANTED_S = 0.05  # until the database is asked again whether an instance may go
-SWITCH = "sending"  # `dicom-node send on|off`: one switch stops everything
 
 log = telemetry.get_logger()
 
@@ -71,20 +72,25 @@ class Sender:
         self._stop = threading.Event()
         self._busy: dict[str, threading.Thread] = {}
         self._lanes = scu.Lanes(settings.sending.max_associations)
-        self._loop: threading.Thread | None = None
+        self._failing: set[str] = set()  # destinations whose thread has not come to its end
+        self._loop = Loop("sender", self._begin, settings.sending.interval_s)
 
     def start(self) -> None:
         """Send in the background whatever comes due."""
         self._stop.clear()
-        self._loop = threading.Thread(target=self._run, name="sender", daemon=True)
         self._loop.start()
 
     def stop(self, timeout_s: float = 60.0) -> None:
         """Finish the instances under way and end."""
         self._stop.set()
-        for thread in (self._loop, *self._busy.values()):
-            if thread is not None:
-                thread.join(timeout_s)
+        self._loop.stop(timeout_s)
+        for thread in self._busy.values():
+            thread.join(timeout_s)
+
+    def failing(self) -> list[str]:
+        """Return what has failed lately, by name; /healthz shows it."""
+        died = sorted(set(tuple(self._failing)) - self._busy_ones())
+        return ["sender"] * self._loop.failing + [f"sender-{name}" for name in died]
 
     def run_once(self, now: datetime) -> int:
         """Return how many deliveries were tried: all that are due at `now`, to the end."""
@@ -93,25 +99,22 @@ class Sender:
             thread.join()
         return len(tasks)
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._settings.sending.interval_s):
-            try:
-                now = self._clock()
-                self._dispatch(self._due(now), self._outstanding(now))
-            except NodeError as error:  # the database is away: the next round asks again
-                log.error("sender.failed", reason=str(error))
+    def _begin(self) -> None:
+        now, busy = self._clock(), self._busy_ones()
+        self._dispatch(self._due(now, busy), self._outstanding(now, busy))
 
-    def _due(self, now: datetime) -> list[DeliveryTask]:
-        return self._store.deliveries.due(now) if self._may_send() else []
+    def _busy_ones(self) -> set[str]:
+        """Return who is being served; asked before what is due, which may else be over by then."""
+        return {name for name, thread in tuple(self._busy.items()) if thread.is_alive()}
 
-    def _outstanding(self, now: datetime) -> list[Outstanding]:
-        return self._store.commitments.due(now) if self._may_send() else []
+    def _due(self, now: datetime, busy: Collection[str] = ()) -> list[DeliveryTask]:
+        return self._store.deliveries.due(now, busy) if self._may_send() else []
+
+    def _outstanding(self, now: datetime, busy: Collection[str] = ()) -> list[Outstanding]:
+        return self._store.commitments.due(now, busy) if self._may_send() else []
 
     def _may_send(self) -> bool:
-        sending = self._settings.sending
-        if self._stop.is_set() or sending.shadow:
-            return False
-        return bool(self._store.switches.get(SWITCH, sending.enabled))
+        return not self._stop.is_set() and may_send(self._settings, self._store)
 
     def _dispatch(
         self, tasks: Sequence[DeliveryTask], outstanding: Sequence[Outstanding]
@@ -134,12 +137,27 @@ class Sender:
 
     def _serve(self, destination: str, tasks: Sequence[DeliveryTask]) -> None:
         """Send what is due to one destination, then ask it for what it owes."""
+        self._failing.add(destination)
         try:
-            for task in tasks:
-                self._deliver(task)
+            well = all([self._attempt(task) for task in tasks])
             self._ask(destination)
         except NodeError as error:  # the rows are as they were, so everything stays due
             log.error("delivery.failed", destination=destination, reason=str(error))
+            well = True
+        if well:
+            self._failing.discard(destination)
+
+    def _attempt(self, task: DeliveryTask) -> bool:
+        """Send one delivery; return False where something broke that nobody foresaw."""
+        try:
+            self._deliver(task)
+        except NodeError:
+            raise
+        except Exception as error:  # the destination's edge: the others behind it are sent
+            log.exception("delivery.crashed", delivery=task.delivery_id, job=task.job_id)
+            self._try_again(task, f"Internal failure ({type(error).__name__}), see the log.")
+            return False
+        return True
 
     def _deliver(self, task: DeliveryTask) -> None:
         """Send one delivery and record how it went."""
@@ -148,7 +166,7 @@ class Sender:
         except UnknownPeer as error:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
-        task = self._without_present(task, peer) if peer.query else task
+        task = self._without_present(task, peer) if may_look(task, peer) else task
         outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
@@ -156,7 +174,7 @@ class Sender:
         elif len(outcomes) == len(task.instances):
             warnings = self._store.deliveries.warnings(task.delivery_id)
             verdict = Verdict.SENT_WITH_WARNING if warnings else Verdict.SENT
-            reason = f"{peer.name} has stored every instance{_warned(warnings)}."
+            reason = f"{peer.name} has stored every instance{warned(warnings)}."
             self._finish(task, verdict, reason, commitment=peer.commitment)
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
@@ -286,7 +304,8 @@ class Sender:
     def _look(self, request: Request, each: Outstanding, peer: PeerSettings) -> None:
         """Look whether a DICOMweb server has what it stored: it knows no storage commitment.
 
-        Some show an instance only a while after they have taken it: several looks make a failure.
+        Some show an instance only a while after they have taken it: several looks make a failure,
+        with the back-off of every other attempt between them.
         """
         try:
             there = self._there(each, peer)
@@ -300,7 +319,8 @@ class Sender:
                 transaction_uid=request.transaction_uid,
                 committed=frozenset(uids & there),
                 failed=dict.fromkeys(lost, NO_SUCH_INSTANCE),
-            )
+            ),
+            each.requests + 1,
         )
 
     def _request(self, each: Outstanding) -> tuple[Request, Outstanding] | None:
@@ -339,11 +359,15 @@ class Sender:
         self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[scu.Outcome]
     ) -> None:
         final = [outcome for outcome in failed if outcome.verdict is Verdict.PERMANENT]
-        reason = _sentence(peer, (final or failed)[0], len(failed))
-        attempts, limit = task.attempts + 1, self._settings.sending.max_attempts
+        reason = scu.sentence(peer, (final or failed)[0], len(failed))
         if final:
             self._finish(task, Verdict.PERMANENT, reason)
-        elif attempts >= limit:
+        else:
+            self._try_again(task, reason)
+
+    def _try_again(self, task: DeliveryTask, reason: str) -> None:
+        attempts, limit = task.attempts + 1, self._settings.sending.max_attempts
+        if attempts >= limit:
             self._finish(task, Verdict.PERMANENT, f"{reason} Given up after {attempts} attempts.")
         else:
             self._finish(task, Verdict.TRANSIENT, reason, self._backoff_s(attempts))
@@ -373,19 +397,3 @@ class Sender:
             commitment=commitment,
         )
         telemetry.deliveries_finished.labels(destination=task.destination, outcome=outcome).inc()
-
-
-def _warned(warnings: Mapping[int, int]) -> str:
-    """Return what a destination said about instances that it took all the same."""
-    said = [f"{count} with {describe(status)}" for status, count in warnings.items()]
-    return f", {', '.join(said)}" if said else ""
-
-
-def _sentence(peer: PeerSettings, outcome: scu.Outcome, failures: int) -> str:
-    """Return what went wrong, for an administrator; a peer's own words may name a patient."""
-    fault = outcome.fault
-    comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
-    more = f", and {failures - 1} more instances failed" if failures > 1 else ""
-    return (
-        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
-    )

@@ -262,19 +262,18 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
         failures = housekeeping.Failures()
         pool = WorkerPool(settings, workers)
         scp = NodeScp(settings, store, files)
+        sender, performer = Sender(store, settings), Performer(store, settings)
         probe = Probe(
             scp_listening=lambda: scp.listening,
             scp_port=lambda: scp.port,
             workers=pool.alive,
-            failing_tasks=failures.names,
+            failing_tasks=lambda: failures.names() + sender.failing() + performer.failing(),
         )
         web = WebThread(settings, store, probe)
         scp.start()
         web.start()
         parts.callback(web.stop)
-        sender = Sender(store, settings)
         sender.start()
-        performer = Performer(store, settings)
         performer.start()
         clock = housekeeping.ClockGuard(store, settings)
         scheduler = housekeeping.start(store, settings, failures, clock)

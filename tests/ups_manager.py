@@ -32,7 +32,8 @@ class TaskManager:
     workitems: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # the transaction UID of each claim
     history: list[tuple[str, str]] = field(default_factory=list)  # what was accepted
-    lose_answers_to: set[str] = field(default_factory=set)  # "claim": taken, answered with 500
+    lose_answers_to: set[str] = field(default_factory=set)  # states: taken, answered with 500
+    index_is_late: bool = False  # it shows series, and none of their images yet
 
     def schedule(self, uid: str, code: str = "AI-SR", **input_values: Any) -> None:
         """Add a workitem about the images."""
@@ -70,6 +71,8 @@ class TaskManager:
             return self._search(asked)
         if parts[0] == "workitems" and parts[1] not in self.workitems:
             return Told(status=404)
+        if parts[0] == "workitems" and asked.method == "GET" and len(parts) == 2:
+            return as_json([self.workitems[parts[1]]])
         if parts[0] == "workitems" and asked.method == "PUT" and parts[2:] == ["state"]:
             return self._change(parts[1], json.loads(asked.body)[0])
         if parts[0] == "workitems" and asked.method == "POST" and len(parts) == 2:
@@ -96,8 +99,7 @@ class TaskManager:
             return Told(status=409)
         self.workitems[uid][STATE] = element("CS", state)
         self.history.append((uid, state))
-        lost = "claim" in self.lose_answers_to and state == "IN PROGRESS"
-        return Told(status=500 if lost else 200)
+        return Told(status=500 if state in self.lose_answers_to else 200)
 
     def _may_complete(self, uid: str) -> bool:
         performed = self.workitems[uid].get(PERFORMED, {}).get("Value", [{}])[0]
@@ -116,6 +118,8 @@ class TaskManager:
 
     def _images(self, parts: list[str]) -> Told:
         headers = [dcmread(path, stop_before_pixels=True) for path in self.images]
+        if parts[-1] == "instances" and self.index_is_late:
+            return Told(status=204)
         if parts[-1] in ("series", "instances"):
             rows = [
                 {

@@ -1,9 +1,10 @@
 """A small HTTP server on loopback: answers what a test says, remembers what it was asked."""
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -81,3 +82,30 @@ def web_server(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def raw_server(head: bytes, drip: bytes) -> Iterator[str]:
+    """Yield the address of a server that says `head` to everybody, and `drip` again and again."""
+    over = threading.Event()
+
+    def speak(line: socket.socket) -> None:
+        with line, suppress(OSError):  # until the other side has had enough
+            line.sendall(head)
+            while not over.wait(0.1):
+                line.sendall(drip)
+
+    def listen() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=speak, args=server.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/web"
+        finally:
+            over.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()

@@ -189,10 +189,16 @@ class Reports:
             log.warning("commitment.unknown", transaction=report.transaction_uid, address=address)
             raise CommitmentRefused(f"transaction {report.transaction_uid} is unknown")
 
-    def take(self, report: Report) -> bool:
-        """Return False when nobody asked under that transaction UID; else it is on record."""
+    def take(self, report: Report, requests: int = 1) -> bool:
+        """Return False when nobody asked under that transaction UID; else it is on record.
+
+        Parameters
+        ----------
+        requests
+            How often was asked so far: what is not committed waits the longer for the next time.
+        """
         now = self._clock()
-        again = now + timedelta(seconds=self._delay_s())
+        again = now + timedelta(seconds=self._delay_s(requests))
         done = self._store.commitments.record_report(
             report, now, again_at=again, max_resends=self._settings.commitment.max_resends
         )
@@ -208,9 +214,11 @@ class Reports:
         )  # fmt: skip
         return True
 
-    def _delay_s(self) -> float:
+    def _delay_s(self, requests: int) -> float:
         sending = self._settings.sending
-        return backoff_s(1, self._rng, base_s=sending.backoff_first_s, cap_s=sending.backoff_last_s)
+        return backoff_s(
+            requests, self._rng, base_s=sending.backoff_first_s, cap_s=sending.backoff_last_s
+        )
 
 
 def set_requests_aside(event: Event) -> None:

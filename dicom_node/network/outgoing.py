@@ -7,16 +7,22 @@ from typing import BinaryIO
 
 from dicom_node.bombs import read_meta
 from dicom_node.content import PARSE_ERRORS
+from dicom_node.retry import Fault
 
 PREAMBLE_BYTES = 132
 AHEAD_BYTES = 2048  # file meta information is some hundred bytes
 META_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
+NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 LONG = (b"OB", b"UN")  # of what may stand in group 0002 (PS3.10 Table 7.1-1)
 SOP_CLASS, SOP_UID, TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
 
 
 class Unreadable(ValueError):
-    """The file is missing or no DICOM instance; the text says why."""
+    """The file is missing, no DICOM instance, or cannot be read now; `fault` and text say why."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.fault = file_fault(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,13 @@ def read_head(path: Path) -> Head:
             ahead = file.read(AHEAD_BYTES)
             return _quickly(ahead) or _thoroughly(file)
     except PARSE_ERRORS as error:
-        raise Unreadable(str(error)) from error
+        raise Unreadable(error) from error
+
+
+def file_fault(error: Exception) -> Fault:
+    """Return what it means that a file could not be read: only what is not there is lost."""
+    passing = isinstance(error, OSError) and not isinstance(error, NO_SUCH_FILE)
+    return Fault.UNREADABLE if passing else Fault.NO_FILE
 
 
 def _quickly(ahead: bytes) -> Head | None:

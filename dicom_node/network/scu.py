@@ -4,21 +4,20 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from dicom_node.errors import NodeError
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.negotiation import MOST_CONTEXTS
-from dicom_node.network.outgoing import Unreadable, read_head
+from dicom_node.network.outgoing import Unreadable, file_fault, read_head
 from dicom_node.network.requesting import Context
-from dicom_node.retry import Fault, Verdict, classify
+from dicom_node.retry import Fault, Verdict, classify, describe
 from dicom_node.settings import PeerSettings
 
 RESUMES = 3
@@ -77,6 +76,16 @@ class Terms:
     resumes: int = RESUMES
 
 
+def sentence(peer: PeerSettings, outcome: Outcome, failures: int) -> str:
+    """Return what went wrong, for an administrator; a peer's own words may name a patient."""
+    fault = outcome.fault
+    comment = f" ({outcome.comment})" if isinstance(fault, Fault) and outcome.comment else ""
+    more = f", and {failures - 1} more instances failed" if failures > 1 else ""
+    return (
+        f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
+    )
+
+
 class Agenda:
     """What waits to be sent; several associations take from it, each instance is with one."""
 
@@ -104,12 +113,14 @@ class Agenda:
                     return self._waiting.pop(place)
         return None
 
-    def put_back(self, each: Sendable) -> int:
-        """Let an instance whose association broke be the next; return how often that was so."""
+    def put_back(self, each: Sendable, resumes: int) -> bool:
+        """Let an instance whose association broke be the next; False where it has broken enough."""
         with self._lock:
-            self._waiting.insert(0, each)
             self._breaks[each.item.key] += 1
-            return self._breaks[each.item.key]
+            again = self._breaks[each.item.key] <= resumes
+            if again:
+                self._waiting.insert(0, each)
+            return again
 
     def close(self) -> Item | None:
         """Let no lane take anything more; return what would have been next."""
@@ -198,6 +209,7 @@ def send_side_by_side(
 
     A lane is one association after the other, as in `send`. One that cannot have an association
     leaves its share to the others; only the last to end so makes that the outcome of an instance.
+    One that ends with an instance that has broken too many leaves its share to them, too.
 
     Parameters
     ----------
@@ -206,22 +218,22 @@ def send_side_by_side(
 
     Raises
     ------
-    NodeError
-        What `note` or `proceed` raised; nothing more is sent then.
+    Exception
+        What `note` or `proceed` raised, in whatever lane; nothing more is sent then.
     """
     waiting, outcomes = sort_out(items)
     for outcome in outcomes:
         note(outcome)
     lanes = max(1, min(associations, len(waiting) // WORTH_AN_ASSOCIATION))
     agenda = Agenda(waiting, lanes)
-    errors: list[NodeError] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             for outcome in lane(agenda, terms):
                 note(outcome)
                 outcomes.append(outcome)
-        except NodeError as error:
+        except Exception as error:  # raised below, when all lanes have ended
             agenda.close()
             errors.append(error)
 
@@ -253,7 +265,7 @@ def sendable(item: Item) -> Sendable | Outcome:
     try:
         head = read_head(item.path)
     except Unreadable as error:
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
+        return Outcome(item=item, fault=error.fault, comment=str(error))
     if head.sop_uid != item.sop_uid:
         comment = f"the file holds {head.sop_uid}"
         return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
@@ -263,8 +275,9 @@ def sendable(item: Item) -> Sendable | Outcome:
 def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
     """Yield the outcomes of what one association after the other takes from the agenda."""
     try:
-        while agenda.waiting and terms.proceed():
-            yield from _over_one(agenda, terms)
+        going = True
+        while going and agenda.waiting and terms.proceed():
+            going = yield from _over_one(agenda, terms)
     except AssociationFault as fault:
         if agenda.leave() and (item := agenda.close()):
             yield Outcome(item=item, fault=fault.fault, comment=fault.comment)
@@ -272,25 +285,29 @@ def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
         agenda.leave()
 
 
-def _over_one(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
-    """Yield the outcomes that one association brings.
+def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
+    """Yield the outcomes that one association brings; return whether another may follow.
+
+    An instance that has broken too many is not tried again, on no lane: its fault is its outcome.
 
     Raises
     ------
     AssociationFault
-        If there was none, or an instance has broken too many.
+        If there was no association.
     """
     asked = agenda.contexts()
     if not asked:  # another lane has just taken the last instance
-        return
+        return True
     with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
         while terms.proceed() and (each := agenda.take(set(asked))):
             try:
                 yield _store(association, each)
-            except AssociationFault:
-                if agenda.put_back(each) > terms.resumes:
-                    raise
-                return
+            except AssociationFault as fault:
+                if agenda.put_back(each, terms.resumes):
+                    return True
+                yield Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
+                return False
+    return True
 
 
 def _store(association: Association, each: Sendable) -> Outcome:
@@ -313,6 +330,6 @@ def _store(association: Association, each: Sendable) -> Outcome:
             if size <= 0:
                 return Outcome(item=item, fault=Fault.NO_FILE, comment="it has no data set")
             response = association.store(each.context, item.sop_uid, file.fileno(), each.at, size)
-    except OSError as error:
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=str(error))
+    except OSError as error:  # of the file: those of the network are AssociationFaults
+        return Outcome(item=item, fault=file_fault(error), comment=str(error))
     return Outcome(item=item, fault=response.status, comment=response.comment)

@@ -1,28 +1,28 @@
 """Storing at a DICOMweb server: STOW-RS, with a status for every instance (PS3.18 10.5)."""
 
-import json
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from dicom_node.multipart import DICOM, TYPE, closing, opening
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.dicomweb import PIECE_BYTES, text
-from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
 from dicom_node.network.scu import Item, Outcome, sendable
 from dicom_node.pixel_files import sha256_of
-from dicom_node.retry import Fault, Verdict, http_fault
+from dicom_node.retry import Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
 
 STORED, ALREADY_THERE, PROCESSING_FAILURE = 0x0000, 0x0111, 0x0110
 ANSWERED = (200, 202, 409)  # with the status of each instance (PS3.18 10.5.3)
 MOST_AT_ONCE, MOST_BYTES_AT_ONCE = 16, 64 * 2**20  # of one request
-STORED_ITEMS, FAILED_ITEMS = "00081199", "00081198"
+STORED_ITEMS, FAILED_ITEMS, UNNAMED_FAILURES = "00081199", "00081198", "0008119A"
 REFERENCED, WARNING, FAILURE = "00081155", "00081196", "00081197"
+US = re.compile(r"[0-9]{1,5}")
+KEPT = (Verdict.SENT, Verdict.SENT_WITH_WARNING)
 
 
 def send(
@@ -55,14 +55,17 @@ def send(
             yield fault
     at_once = MOST_AT_ONCE
     while waiting and proceed():
-        batch = first_batch(waiting, at_once)
         try:
+            batch = first_batch(waiting, at_once)
             outcomes = list(store(batch, peer, timeouts))
         except WebFault as fault:
             if fault.fault is Fault.TOO_LARGE and len(batch) > 1:
                 at_once = len(batch) // 2
                 continue
-            yield Outcome(item=batch[0], fault=fault.fault, comment=fault.comment)
+            yield Outcome(item=waiting[0], fault=fault.fault, comment=fault.comment)
+            return
+        except OSError as error:  # of a file: the next attempt says of which, and for how long
+            yield Outcome(item=waiting[0], fault=Fault.UNREADABLE, comment=type(error).__name__)
             return
         yield from as_found(outcomes, there)
         waiting = waiting[len(batch) :]
@@ -73,7 +76,10 @@ def unsendable(item: Item) -> Outcome | None:
     found = sendable(item)
     if isinstance(found, Outcome):
         return found
-    if item.sha256 not in (None, sha256_of(item.path)):
+    found_sha256 = sha256_of(item.path)
+    if found_sha256 is None:
+        return Outcome(item=item, fault=Fault.UNREADABLE)
+    if item.sha256 not in (None, found_sha256):
         return Outcome(item=item, fault=Fault.ALTERED, comment="its SHA-256 differs")
     return None
 
@@ -92,25 +98,21 @@ def first_batch(waiting: Sequence[Item], most: int) -> Sequence[Item]:
 def store(batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Iterator[Outcome]:
     """Yield the outcome of each instance of one request; raise WebFault without any."""
     boundary = secrets.token_hex(16)
-    try:
-        reply = post(boundary, batch, peer, timeouts)
-    except OSError as error:  # a file went away meanwhile
-        raise WebFault(Fault.NO_FILE, type(error).__name__) from error
+    reply = post(boundary, batch, peer, timeouts)
     if reply.status_code not in ANSWERED:
         raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
-    statuses = statuses_in(reply)
+    document = answer_in(reply)
+    statuses = statuses_in(document)
     if not statuses and reply.status_code == 409:
         raise WebFault(Fault.CONFLICT, "HTTP 409")
-    unnamed: int | Fault = (
-        STORED if reply.status_code == 200 and not statuses else Fault.UNCONFIRMED
-    )
+    complains = any(map(document.get, (FAILED_ITEMS, UNNAMED_FAILURES)))
+    believed = reply.status_code == 200 and not statuses and not complains
+    unnamed: int | Fault = STORED if believed else Fault.UNCONFIRMED
     for item in batch:
         yield Outcome(item=item, fault=statuses.get(item.sop_uid, unnamed))
 
 
-def post(
-    boundary: str, batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts
-) -> httpx.Response:
+def post(boundary: str, batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Reply:
     """Return the answer to one request."""
     length = sum(len(piece) for piece in frame(boundary, len(batch)))
     length += sum(item.path.stat().st_size for item in batch)
@@ -120,7 +122,8 @@ def post(
         "Content-Length": str(length),  # many servers take no chunked body
     }
     with connected(peer, timeouts, length) as client:
-        return client.post(f"{peer.url}/studies", content=body(boundary, batch), headers=headers)
+        content = body(boundary, batch)
+        return client.ask("POST", f"{peer.url}/studies", content=content, headers=headers)
 
 
 def frame(boundary: str, count: int) -> Iterator[bytes]:
@@ -145,29 +148,54 @@ def pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def statuses_in(reply: httpx.Response) -> dict[str, int]:
-    """Return the status of every instance that the answer to STOW-RS names."""
-    try:
-        found = json.loads(reply.content)
-    except ValueError:
-        return {}
+def answer_in(reply: Reply) -> Mapping[str, Any]:
+    """Return the data set that answers STOW-RS, an empty one where there is none."""
+    found = document_in(reply.content)
     document = found[0] if isinstance(found, list) and found else found
-    if not isinstance(document, dict):
-        return {}
-    statuses = {uid: code for uid, code in named(document, STORED_ITEMS, WARNING, STORED)}
-    return statuses | dict(named(document, FAILED_ITEMS, FAILURE, PROCESSING_FAILURE))
+    return document if isinstance(document, dict) else {}
 
 
-def named(
-    document: Mapping[str, Any], sequence: str, reason: str, default: int
-) -> Iterator[tuple[str, int]]:
-    """Yield the instances of a sequence with the reason that each item states."""
+def statuses_in(document: Mapping[str, Any]) -> dict[str, int]:
+    """Return the status of every instance that the answer to STOW-RS names."""
+    stored = {uid: warning_of(code) for uid, code in named(document, STORED_ITEMS, WARNING)}
+    failed = {uid: failure_of(code) for uid, code in named(document, FAILED_ITEMS, FAILURE)}
+    return stored | failed
+
+
+def named(document: Mapping[str, Any], sequence: str, reason: str) -> Iterator[tuple[str, str]]:
+    """Yield the instances of a sequence with the reason that each item states, as text."""
     element = document.get(sequence)
     items = element.get("Value") if isinstance(element, dict) else None
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and (uid := text(item, REFERENCED)):
-            code = text(item, reason)
-            yield uid, int(code) if code.isdigit() else default
+            yield uid, text(item, reason)
+
+
+def warning_of(code: str) -> int:
+    """Return the status of an instance that the server has stored with a Warning Reason, or none.
+
+    A code that says the contrary does not count as stored: it is sent again.
+    """
+    status = us_in(code)
+    if status is None:
+        return STORED
+    return status if classify(status).verdict in KEPT else PROCESSING_FAILURE
+
+
+def failure_of(code: str) -> int:
+    """Return the status of an instance that the server has not stored, for a Failure Reason.
+
+    Whatever the code, it is not stored, unless the server has had it before.
+    """
+    status = us_in(code)
+    kept = status is not None and status != ALREADY_THERE and classify(status).verdict in KEPT
+    return PROCESSING_FAILURE if status is None or kept else status
+
+
+def us_in(code: str) -> int | None:
+    """Return a value of VR US; None where it is none."""
+    number = int(code) if US.fullmatch(code) else None
+    return number if number is not None and number < 2**16 else None
 
 
 def as_found(outcomes: Sequence[Outcome], there: Callable[[], set[str]]) -> Iterator[Outcome]:

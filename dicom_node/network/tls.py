@@ -68,7 +68,7 @@ class Credentials:
                 log.info("tls.reloaded", path=self._settings.certificate)
 
     def _signature(self) -> tuple[Any, ...]:
-        return tuple(_stamp(Path(path)) for path in _paths(self._settings).values())
+        return tuple(stamp(Path(path)) for path in _paths(self._settings).values())
 
 
 def credentials(settings: TlsSettings) -> Credentials | None:
@@ -137,7 +137,8 @@ def _paths(settings: TlsSettings) -> dict[str, str]:
     return {"certificate": settings.certificate, "key": settings.key, "ca": settings.ca}
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is written anew; None where there is none."""
     try:
         found = path.stat()
     except OSError:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
-
 from dicom_node.network.connecting import Timeouts
-from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text
-from dicom_node.network.http import JSON, WebFault, connected
+from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
+from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Reference
@@ -119,8 +117,7 @@ class Manager:
         }
         progress = {PROGRESS: value("DS", "100")}
         said = {PROGRESS_OF: sequence(progress), PERFORMED: sequence(performed)}
-        self._update(workitem.uid, transaction_uid, said)
-        self._change(workitem.uid, COMPLETED, transaction_uid)
+        self._end(workitem.uid, said, COMPLETED, transaction_uid)
 
     def cancel(self, uid: str, transaction_uid: str, reason: str, now: datetime) -> None:
         """Say why it cannot be done, and give it up."""
@@ -129,8 +126,26 @@ class Manager:
             WHY_CODE: sequence(coded(*UNSPECIFIED)),
             WHY: value("LT", reason[:LONGEST_TEXT]),
         }
-        self._update(uid, transaction_uid, {PROGRESS_OF: sequence(progress)})
-        self._change(uid, CANCELED, transaction_uid)
+        self._end(uid, {PROGRESS_OF: sequence(progress)}, CANCELED, transaction_uid)
+
+    def _end(self, uid: str, said: Mapping[str, Any], state: str, transaction_uid: str) -> None:
+        """Say the last words, and end it; nothing where it was heard and the answer was lost."""
+        try:
+            self._update(uid, transaction_uid, said)
+            self._change(uid, state, transaction_uid)
+        except Lost:  # who does not have our key cannot have ended it
+            if self._state_of(uid) != state:
+                raise
+
+    def _state_of(self, uid: str) -> str:
+        """Return the state of a workitem; raise Lost where the manager does not show it."""
+        with connected(self.peer, self.timeouts) as client:
+            url = f"{self.peer.url}/workitems/{uid}"
+            reply = client.ask("GET", url, headers={"Accept": JSON})
+        refuse(reply)
+        found = document_in(reply.content)
+        document = found[0] if isinstance(found, list) and found else found
+        return text(document, STATE) if isinstance(document, dict) else ""
 
     def _change(self, uid: str, state: str, transaction_uid: str) -> None:
         said = {STATE: value("CS", state), TRANSACTION: value("UI", transaction_uid)}
@@ -151,13 +166,13 @@ class Manager:
         headers = {"Content-Type": JSON, "Accept": JSON}
         body = json.dumps([said])
         with connected(self.peer, self.timeouts) as client:
-            reply = client.request(method, url, content=body, headers=headers, params=params)
+            reply = client.ask(method, url, content=body, headers=headers, params=params)
         refuse(reply)
 
 
-def refuse(reply: httpx.Response) -> None:
+def refuse(reply: Reply) -> None:
     """Raise what a refusal means; a success is nothing."""
-    if reply.is_success:
+    if 200 <= reply.status_code < 300:
         return
     fault, words = http_fault(reply.status_code), f"HTTP {reply.status_code}"
     raise (Lost if fault in GONE else WebFault)(fault, words)
@@ -167,18 +182,18 @@ def workitem_in(document: Mapping[str, Any]) -> Workitem:
     """Return a workitem of the manager's answer."""
     code = first_item(document, WORK_CODE)
     return Workitem(
-        uid=text(document, INSTANCE),
+        uid=uid_in(document, INSTANCE),
         state=text(document, STATE),
         code=(text(code, CODE), text(code, SCHEME), text(code, MEANING)),
         inputs=tuple(
             Input(
-                study_uid=text(item, STUDY),
-                series_uid=text(item, SERIES),
+                study_uid=uid_in(item, STUDY),
+                series_uid=uid_in(item, SERIES),
                 ae_title=text(first_item(item, BY_MOVE), AE_TITLE),
                 url=text(first_item(item, BY_WEB), URL),
             )
             for item in items(document, INPUTS)
-            if text(item, SERIES)
+            if uid_in(item, SERIES)
         ),
     )
 

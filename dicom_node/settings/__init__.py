@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 PREFIX = "DICOM_NODE__"
+SECRET = {"database", "secret", "url"}  # keys where a password may stand, if only by mistake
 
 
 class Settings(Section):
@@ -255,7 +256,8 @@ def toml_value(text: str, name: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         if text[:1] in "[{":
-            raise SettingsError(f"config: {name} is no TOML value: {text}") from None
+            # Not quoted: whoever names all peers so may have written a password among them.
+            raise SettingsError(f"config: {name} is no TOML value") from None
         return text
 
 
@@ -277,9 +279,19 @@ def problem(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{place} is missing"
     message = details["msg"].removeprefix("Value error, ")
-    if not place or not isinstance(details["input"], str | int | float) or "database" in place:
+    if not place or not may_be_quoted(details):
         return f"{place}: {message}".removeprefix(": ")
     return f"{place} = {json.dumps(details['input'])}: {message}"
+
+
+def may_be_quoted(details: ErrorDetails) -> bool:
+    """Return whether a refused value is small and cannot be a secret."""
+    keys = {key for key in details["loc"] if isinstance(key, str)}
+    if keys & SECRET:
+        return False
+    if isinstance(details["input"], str):  # in the place of a whole section, anything is in it
+        return len(keys) > 1
+    return isinstance(details["input"], int | float)
 
 
 def siblings(details: ErrorDetails) -> list[str]:

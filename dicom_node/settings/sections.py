@@ -56,8 +56,18 @@ def check_ae_title(title: str) -> str:
 
 
 def check_url(url: str) -> str:
-    """Return `url` without a final slash if it is the root of a DICOMweb server."""
-    parts = urlsplit(url)
+    """Return `url` without a final slash if it is the root of a DICOMweb server.
+
+    What is refused is not quoted, nor are the words of a parser: a password may be in it.
+    """
+    try:
+        parts = urlsplit(url)
+        possible = parts.port != 0 and url.isprintable() and " " not in url
+        (parts.hostname or "").encode("idna")  # the resolver raises for what this refuses
+    except ValueError:
+        raise ValueError("a url is like https://host:8043/dicom-web") from None
+    if not possible:
+        raise ValueError("a url is like https://host:8043/dicom-web")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("a url begins with http:// or https:// and names a host")
     if parts.username or parts.password or parts.query or parts.fragment:

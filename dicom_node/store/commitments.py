@@ -4,7 +4,7 @@ A transaction is committed to the database before its N-ACTION leaves, so that a
 before the response, after a restart or long after the time-out finds whom it is for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -79,8 +79,11 @@ class CommitmentStore:
         """Read and write `database`."""
         self._database = database
 
-    def due(self, now: datetime) -> list[Outstanding]:
-        """Return the sent deliveries to ask about now: never asked, or not answered in time."""
+    def due(self, now: datetime, busy: Collection[str] = ()) -> list[Outstanding]:
+        """Return the sent deliveries to ask about now: never asked, or not answered in time.
+
+        Without those to the destinations that are `busy`.
+        """
         job, delivery, series = schema.job, schema.delivery, schema.series
         ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
         query = (
@@ -88,7 +91,7 @@ class CommitmentStore:
             .join(job, job.c.id == delivery.c.job_id)
             .join(series, series.c.id == job.c.series_id)
             .where(job.c.state == JobState.DERIVED, delivery.c.state == SENT)
-            .where(delivery.c.awaits_commitment, ready)
+            .where(delivery.c.awaits_commitment, ready, delivery.c.destination.not_in(busy))
             .order_by(delivery.c.id)
         )
         with self._database.reading() as connection:

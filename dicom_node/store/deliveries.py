@@ -1,6 +1,6 @@
 """Deliveries: one derived series on its way to one destination, instance by instance."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +48,7 @@ class DeliveryTask:
     study_uid: str
     series_uid: str
     instances: tuple[DeliveryInstance, ...]
+    resends: int = 0  # because the destination did not commit what it said it had
 
     @property
     def by_series(self) -> dict[str, list[str]]:
@@ -69,8 +70,12 @@ class DeliveryStore:
         """Read and write `database`."""
         self._database = database
 
-    def due(self, now: datetime) -> list[DeliveryTask]:
-        """Return the deliveries to try now, urgent ones first, with what is not yet sent."""
+    def due(self, now: datetime, busy: Collection[str] = ()) -> list[DeliveryTask]:
+        """Return the deliveries to try now, urgent ones first, with what is not yet sent.
+
+        Without those to the destinations that are `busy`: a long queue need not be read every
+        second while it is being worked off.
+        """
         job, delivery, series = schema.job, schema.delivery, schema.series
         rank = sa.case(PRIORITIES, value=job.c.priority, else_=PRIORITIES["normal"])
         ready = (delivery.c.next_try_at.is_(None)) | (delivery.c.next_try_at <= now)
@@ -79,6 +84,7 @@ class DeliveryStore:
             .join(job, job.c.id == delivery.c.job_id)
             .join(series, series.c.id == job.c.series_id)
             .where(job.c.state == JobState.DERIVED, delivery.c.state == PENDING, ready)
+            .where(delivery.c.destination.not_in(busy))
             .order_by(rank, delivery.c.id)
         )
         with self._database.reading() as connection:
@@ -247,6 +253,7 @@ def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> Delive
         study_uid=row.study_uid,
         series_uid=row.derived_series_uid or row.series_uid,
         instances=instances,
+        resends=row.commit_resends,
     )
 
 

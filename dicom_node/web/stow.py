@@ -5,6 +5,7 @@ One part is in memory at a time, and is durable before the next one is read.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from threading import BoundedSemaphore
 from xml.sax.saxutils import escape
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -75,16 +76,23 @@ class Stow:
         answer_type = wanted_type(request.headers.get("accept", ""))
         if not self.seats.acquire(blocking=False):
             raise Denied(503, f"{AT_ONCE} requests are being stored; try again soon", BUSY | CLOSE)
+        kept: list[Kept] = []
         try:
-            kept = await self._store_all(request, caller, boundary)
+            await self._store_all(request, caller, boundary, kept)
+        except (Denied, ClientDisconnect) as error:  # what came before it is kept all the same
+            broken = f"HTTP {error.code}" if isinstance(error, Denied) else "the caller hung up"
+            await run_in_threadpool(self._note, request, caller, kept, reason=broken)
+            raise
         finally:
             self.seats.release()
         await run_in_threadpool(self._note, request, caller, kept)
         return answer(kept, answer_type)
 
-    async def _store_all(self, request: Request, caller: Caller, boundary: str) -> list[Kept]:
+    async def _store_all(
+        self, request: Request, caller: Caller, boundary: str, kept: list[Kept]
+    ) -> None:
+        """Store every part, and put on `kept` what became of it; raise Denied for a broken body."""
         accepted = await run_in_threadpool(self._accepted)
-        kept: list[Kept] = []
         try:
             splitter = Splitter(boundary, self.settings.web.stow_part_bytes)
             async for piece in self._pieces(request):
@@ -99,19 +107,22 @@ class Stow:
             raise Denied(400, str(error), CLOSE) from error
         if not kept:
             raise Denied(400, "the body has no parts")
-        return kept
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the body as it comes, no more of it and no slower than allowed."""
-        stream, size = request.stream().__aiter__(), 0
+        stream, size, waited_s = request.stream().__aiter__(), 0, 0.0
+        limit_s, slowest = self.settings.node.network_timeout_s, self.settings.limits
         while True:
+            left_s = limit_s + size / slowest.message_bytes_per_s - waited_s
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(self.settings.node.network_timeout_s):
+                async with asyncio.timeout(min(limit_s, left_s)):
                     piece = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise Denied(408, "the body stopped coming", CLOSE) from None
+            waited_s += time.monotonic() - began  # for the caller, not for our disk
             size += len(piece)
             if size > self.settings.web.stow_bytes:
                 text = f"a request has {self.settings.web.stow_bytes} bytes at most"
@@ -133,7 +144,7 @@ class Stow:
         now = datetime.now(UTC)
         return keep_file(part.body, caller.name, accepted, self.store, now, study_uid=study_uid)
 
-    def _note(self, request: Request, caller: Caller, kept: Sequence[Kept]) -> None:
+    def _note(self, request: Request, caller: Caller, kept: Sequence[Kept], **more: str) -> None:
         failed = sum(one.status != SUCCESS for one in kept)
         self.store.audit.record(
             "web.stow",
@@ -142,6 +153,7 @@ class Stow:
             address=address_of(request),
             count=len(kept) - failed,
             failed=failed,
+            **more,
         )
 
 

@@ -1,13 +1,16 @@
 """Work that a manager schedules is claimed once, done, and reported, whatever breaks meanwhile."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from pydicom import dcmread
 
 from dicom_node import assembly
+from dicom_node.intake import submit_file
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.performer import Performer
+from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
 from dicom_node.states import JobState
 from dicom_node.store import open_store
@@ -131,7 +134,7 @@ def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(l
 
 def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, manager):
     manager.schedule(UID)
-    manager.lose_answers_to.add("claim")
+    manager.lose_answers_to.add("IN PROGRESS")
     line.look()
     assert (manager.state(UID), line.claim.state) == ("IN PROGRESS", "CLAIMING")
     manager.lose_answers_to.clear()
@@ -145,7 +148,7 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, man
 
 def test_who_was_faster_keeps_the_work(line, manager):
     manager.schedule(UID)
-    manager.lose_answers_to.add("claim")
+    manager.lose_answers_to.add("IN PROGRESS")
     line.look()
     manager.keys[UID] = "2.25.1"  # somebody else's, as it turns out
     manager.lose_answers_to.clear()
@@ -193,6 +196,26 @@ def test_a_series_that_is_skipped_gives_the_work_back_with_the_reason(line, mana
     assert manager.progress(UID)["00741238"]["Value"] == [job.reason]
 
 
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELED"])
+def test_an_end_that_was_heard_and_whose_answer_was_lost_is_not_lost(line, manager, state):
+    manager.schedule(UID)
+    line.look(2)
+    if state == "COMPLETED":
+        line.enhance()
+        line.send()
+    else:
+        settings = line.settings.model_copy(update={"rules": ()})
+        assembly.tick(line.store, settings, datetime.now(UTC) + timedelta(seconds=5))
+    manager.lose_answers_to.add(state)
+    line.look()
+    assert (manager.state(UID), line.claim.state) == (state, "WORKING")
+
+    line.look()
+
+    assert line.claim.state == state
+    assert manager.history.count((UID, state)) == 1
+
+
 def test_a_held_result_keeps_the_work_in_progress_and_says_why(line, manager):
     manager.schedule(UID)
     line.look(2)
@@ -202,6 +225,69 @@ def test_a_held_result_keeps_the_work_in_progress_and_says_why(line, manager):
 
     assert manager.state(UID) == "IN PROGRESS"
     assert "twice the noise" in manager.progress(UID)["00741006"]["Value"][0]
+
+
+def test_a_series_without_images_is_not_fetched_yet(line, manager):
+    manager.schedule(UID)
+    manager.index_is_late = True
+    line.look(3)
+    assert line.claim.state == "CLAIMED"
+    manager.index_is_late = False
+
+    line.look()
+
+    assert line.claim.state == "WORKING"
+    assert line.store.series.listing()[0]["instances"] == len(manager.images)
+
+
+def test_work_is_not_completed_while_one_of_its_series_has_come_to_nothing(line, manager):
+    manager.schedule(UID)
+    line.look()
+    second = line.claim.series[0] | {"series_uid": "1.2.3.4"}
+    with line.store.database.transaction() as work:
+        series = json.dumps([*line.claim.series, second])
+        work.connection.exec_driver_sql("UPDATE workitem SET series = ?", (series,))
+    line.store.workitems.move(line.claim, "WORKING", line.now)
+    for path in manager.images:
+        files = PixelFiles(line.settings.node.state_dir / "in", 0)
+        submit_file(path, files, line.store, datetime.now(UTC))
+    line.enhance()
+    line.send()
+    line.look()
+    assert manager.state(UID) == "IN PROGRESS"
+    line.now += timedelta(seconds=3601)
+
+    line.look()
+
+    assert manager.state(UID) == "CANCELED"
+    assert "1.2.3.4" in manager.progress(UID)["00741238"]["Value"][0]
+
+
+@pytest.mark.parametrize("how", ["switch", "shadow", "enabled"])
+@pytest.mark.parametrize("looks", [0, 1, 2])  # before the claim, before the fetch, after it
+def test_nobody_hears_of_us_while_nothing_may_be_sent(line, manager, how, looks):
+    manager.schedule(UID)
+    line.look(looks)
+    if looks == 2:
+        line.enhance()
+        line.send()
+    before, claims = list(manager.history), line.store.workitems.listing()
+    sending = line.settings.sending.model_copy(update={"shadow": how == "shadow"})
+    if how == "switch":
+        line.store.switches.set("sending", False, line.now)
+    elif how == "enabled":
+        sending = sending.model_copy(update={"enabled": False})
+    mute = line.settings.model_copy(update={"sending": sending})
+    quiet = Performer(line.store, mute, clock=lambda: line.now + timedelta(days=1))
+
+    quiet.run_once()
+
+    assert manager.history == before
+    assert line.store.workitems.listing() == claims
+    if how == "switch":
+        line.store.switches.set("sending", True, line.now)
+        line.look(2)
+        assert len(manager.history) > len(before)
 
 
 def test_a_manager_that_is_away_is_asked_again(line, manager, monkeypatch):

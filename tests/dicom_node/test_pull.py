@@ -24,7 +24,8 @@ UIDS = tuple(f"1.2.{number}" for number in range(1, 8))
 @pytest.mark.parametrize(
     "keys",
     [{}, {"accession": " "}, {"accession": "A*"}, {"accession": "A?"}, {"series_uid": "1.2\\1.3"},
-     {"series_uid": "*"}, {"series_uid": "1.2", "study_uid": "*"}],
+     {"series_uid": "*"}, {"series_uid": "1.2", "study_uid": "*"}, {"series_uid": "1.2/../x"},
+     {"series_uid": "1.2", "study_uid": ".."}],
 )  # fmt: skip
 def test_nothing_that_could_mean_the_whole_archive_is_asked(keys):
     with pytest.raises(PullRefused):

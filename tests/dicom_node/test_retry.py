@@ -69,6 +69,7 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (Fault.REJECTED_PERMANENT, NEVER),
         (Fault.NO_CONTEXT, NEVER),
         (Fault.NO_FILE, NEVER),
+        (Fault.UNREADABLE, AGAIN),
         (Fault.ALTERED, NEVER),
         (Fault.MOVED, NEVER),
         (Fault.BAD_REQUEST, NEVER),

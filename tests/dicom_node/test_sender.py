@@ -333,6 +333,58 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
     assert store.jobs.get(job_id).state == "DERIVED"
 
 
+def test_a_web_archive_whose_index_is_late_is_waited_for(store, tmp_path):
+    job_id = publish(store, tmp_path / "a")
+    rows = [
+        {"00080018": {"vr": "UI", "Value": [each.sop_uid]}}
+        for each in store.deliveries.due(NOW)[0].instances
+    ]
+    now = NOW
+
+    def answer(asked):
+        if asked.method == "GET" and now - NOW < timedelta(minutes=20):
+            return Told(status=204)
+        return Told(body=json.dumps(rows if asked.method == "GET" else []).encode())
+
+    with web_server(answer) as server:
+        vna = {"name": "pacs", "protocol": "dicomweb", "url": server.url, "roles": ["destination"]}
+        settings = rig_settings(tmp_path, peers=[vna])
+        sender = Sender(store, settings, clock=lambda: now, rng=Random(1))
+        while store.jobs.get(job_id).state == "DERIVED" and now - NOW < timedelta(days=1):
+            sender.run_once(now)
+            now += timedelta(seconds=20)
+
+    assert store.jobs.get(job_id).state == "DELIVERED"
+    assert now - NOW < timedelta(hours=1)
+
+
+def test_a_delivery_that_breaks_in_a_way_nobody_foresaw_holds_up_no_other(
+    store, tmp_path, monkeypatch
+):
+    bad, good = publish(store, tmp_path / "a"), publish(store, tmp_path / "b", number=2)
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender = sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port))
+        whole, failing = sender._send, [True]
+
+        def send(task, peer):
+            if failing[0] and task.job_id == bad:
+                raise ZeroDivisionError
+            return whole(task, peer)
+
+        monkeypatch.setattr(sender, "_send", send)
+        sender.run_once(NOW)
+        row = delivery(store, bad)
+        assert (row["state"], row["attempts"]) == ("PENDING", 1)
+        assert "ZeroDivisionError" in row["reason"] and row["next_try_at"] is not None
+        assert store.jobs.get(good).state == "DELIVERED"
+        assert sender.failing() == ["sender-pacs"]
+        failing[0] = False
+        sender.run_once(LATER)
+
+    assert store.jobs.get(bad).state == "DELIVERED"
+    assert sender.failing() == []
+
+
 CRASHING = """
 import sys
 from pathlib import Path

@@ -213,6 +213,57 @@ def test_the_password_of_the_database_is_not_repeated():
     assert "secret" not in str(refused.value)
 
 
+VNA = {"name": "vna", "protocol": "dicomweb", "url": "http://h"}
+
+
+@pytest.mark.parametrize(
+    ("peers", "place"),
+    [
+        ([VNA | {"auth": "bearer", "secret": "hunter2"}], "peers[0].secret"),
+        ([VNA | {"auth": "bearer", "secret": "env:hunter2 "}], "peers[0].secret"),
+        ([VNA | {"auth": "bearer", "secret": ["hunter2"]}], "peers[0].secret"),
+        ([VNA | {"auth": "bearer", "secret": 4711}], "peers[0].secret"),
+        ([VNA | {"url": "http://me:hunter2@h"}], "peers[0].url"),
+        ([VNA | {"url": "http://me:hun/ter2@h"}], "peers[0].url"),
+        ([VNA | {"url": "http://me:hunter2\u2100@h"}], "peers[0].url"),
+        ([VNA | {"url": "http://[hunter2]"}], "peers[0].url"),
+        (["hunter2"], "peers[0]"),
+        ("hunter2", "peers"),
+    ],
+)
+def test_what_may_be_a_password_is_named_and_not_repeated(peers, place):
+    with pytest.raises(SettingsError) as refused:
+        make_settings({"peers": peers})
+
+    assert f"config: {place}: " in str(refused.value)
+    assert not any(part in str(refused.value) for part in ("hun", "ter2", "4711"))
+
+
+def test_a_variable_that_is_no_toml_is_not_repeated():
+    text = '[{ name = "a", secret = "hunter2" ]'
+
+    with pytest.raises(SettingsError) as refused:
+        load_settings(default_config_path(), {"DICOM_NODE__PEERS": text})
+
+    assert "DICOM_NODE__PEERS is no TOML value" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://h", "http://", "http://h?a=b", "http://h:99999", "http://h:0", "http://h:x",
+     "http://h h", "http://h/\x01", "http://[::1", "http://a..b", f"http://{'a' * 64}.org"],
+)  # fmt: skip
+def test_a_url_that_cannot_be_called_is_refused(url):
+    with pytest.raises(SettingsError, match=r"peers\[0\].url: a url"):
+        make_settings({"peers": [VNA | {"url": url}]})
+
+
+@pytest.mark.parametrize("url", ["https://h:8043/dicom-web/", "http://[::1]:80", "http://h.de./"])
+def test_a_url_is_kept_without_its_last_slash(url):
+    assert make_settings({"peers": [VNA | {"url": url}]}).peers[0].url == url.rstrip("/")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "section", "key", "value"),
     [

@@ -100,6 +100,16 @@ def test_only_what_failed_is_sent_again(tmp_path):
     assert again == [lost]
 
 
+def test_what_is_in_the_index_and_not_in_the_storage_is_sent_again(tmp_path):
+    archive = Archive()
+    archive.verdict = lambda uid: 0 if archive.received[uid] > 1 else 0x0112
+    with archive.listening(), node_with(tmp_path, archive, query=True) as node:
+        job_id = publish(node.store, tmp_path / "a", count=2)
+        wait_state(node, job_id, "DELIVERED")
+
+    assert set(archive.received.values()) == {2}
+
+
 def test_lying_archive_is_found_and_named(tmp_path):
     archive = Archive()
     with (

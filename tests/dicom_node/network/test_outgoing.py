@@ -7,6 +7,7 @@ import pytest
 from dicom_node.content import as_file, split_file
 from dicom_node.network import outgoing
 from dicom_node.network.outgoing import Unreadable, read_head
+from dicom_node.retry import Fault
 from tests.rigs import MR, make_instance, write_instance
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -67,5 +68,17 @@ def test_what_is_no_instance_is_refused(tmp_path, file):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(Unreadable, match="No such file"):
+    with pytest.raises(Unreadable, match="No such file") as refused:
         read_head(tmp_path / "none.dcm")
+
+    assert refused.value.fault is Fault.NO_FILE
+
+
+def test_a_file_that_cannot_be_read_now_may_be_read_later(tmp_path):
+    looped = tmp_path / "looped.dcm"
+    looped.symlink_to(looped)
+
+    with pytest.raises(Unreadable) as refused:
+        read_head(looped)
+
+    assert refused.value.fault is Fault.UNREADABLE

@@ -290,7 +290,8 @@ def test_archive_that_takes_none_is_one_fault(tmp_path):
     assert outcome.fault is Fault.UNREACHABLE
 
 
-def test_instance_that_breaks_every_association_ends_all_of_them(tmp_path):
+@pytest.mark.parametrize("resumes", [0, scu.RESUMES])
+def test_instance_that_breaks_every_association_is_tried_so_often_by_all_lanes(tmp_path, resumes):
     items, tries = write_series(tmp_path / "b", 40), []
 
     def break_at_one(event):
@@ -300,23 +301,24 @@ def test_instance_that_breaks_every_association_ends_all_of_them(tmp_path):
         return 0x0000
 
     with pacs(break_at_one) as peer:
-        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+        outcomes = send_side_by_side(items, terms(peer, resumes=resumes), 4, lambda outcome: None)
 
     [failed] = [each for each in outcomes if each.fault]
     assert failed.item is items[7] and failed.fault is Fault.ABORTED
-    assert len({each.item.key for each in outcomes}) == len(outcomes)
-    assert scu.RESUMES < len(tries) <= scu.RESUMES + 4
+    assert len({each.item.key for each in outcomes}) == len(outcomes) == 40
+    assert len(tries) == resumes + 1
 
 
-def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path):
+@pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), KeyError("full")])
+def test_what_cannot_be_put_on_record_ends_the_sending(tmp_path, error):
     items, noted = write_series(tmp_path / "b", 40), []
 
     def full(outcome):
         noted.append(outcome)
         if len(noted) == 10:
-            raise StoreUnavailable("the disk is full")
+            raise error
 
-    with pacs() as peer, pytest.raises(StoreUnavailable, match="full"):
+    with pacs() as peer, pytest.raises(type(error), match="full"):
         send_side_by_side(items, terms(peer), 4, full)
 
     assert len(noted) < 20  # each association had one more under way

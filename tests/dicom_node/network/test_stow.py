@@ -10,15 +10,15 @@ from functools import partial
 import pytest
 
 from dicom_node.multipart import Splitter, media_type
-from dicom_node.network import dicomweb, stow
+from dicom_node.network import dicomweb, http, stow, ups
 from dicom_node.network.connecting import AssociationFault, Timeouts
-from dicom_node.network.http import credentials
+from dicom_node.network.http import WebFault, connected, credentials
 from dicom_node.network.scu import Item
 from dicom_node.retry import HTTP_FAULTS, Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
 from tests.certificates import Authority
 from tests.rigs import write_series
-from tests.webserver import Told, web_server
+from tests.webserver import Told, raw_server, web_server
 
 HASTY = Timeouts(connect_s=2.0, association_s=2.0, reply_s=1.0)
 PATIENT = Timeouts()
@@ -62,6 +62,11 @@ def answer_of(stored=(), failed=(), *, wrapped=True):
         if values:
             document[tag] = {"vr": "SQ", "Value": values}
     return json.dumps([document] if wrapped else document).encode()
+
+
+def item_of(uid, tag="00081197", *values):
+    """Return an item of an answer that names one instance, with a reason as it is given."""
+    return {"00081155": {"vr": "UI", "Value": [uid]}, tag: {"vr": "US", "Value": list(values)}}
 
 
 def storing(items, failed=(), status=None, **how):
@@ -121,7 +126,47 @@ def test_warnings_are_kept(items):
     assert {one.verdict for one in outcomes} == {Verdict.SENT_WITH_WARNING}
 
 
-@pytest.mark.parametrize("body", [b"", b"<xml/>", b"[]", b'"x"', b'[{"00081199": 5}]'])
+@pytest.mark.parametrize(
+    "reason",
+    [0, "0", 1, 0x0107, 0x0116, 0xB000, 0xB006, 65536, 2**40, "\u00b2", "\u0663", "9" * 5000, -1,
+     1.5, None, {}],
+)  # fmt: skip
+def test_a_failed_instance_is_not_stored_whatever_the_reason(items, reason):
+    failed = {"vr": "SQ", "Value": [item_of(items[1].sop_uid, "00081197", reason)]}
+    stored = {"vr": "SQ", "Value": [item_of(each.sop_uid) for each in items]}
+    body = json.dumps({"00081199": stored, "00081198": failed}).encode()
+    with web_server(lambda asked: Told(status=202, body=body)) as server:
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [0, 0x0110, 0, 0]
+    assert outcomes[1].verdict is Verdict.TRANSIENT
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [(0, 0), ("\u00b2", 0), (70000, 0), (0xB007, 0xB007), (0xA700, 0x0110), (0xC000, 0x0110)],
+)
+def test_a_stored_instance_with_an_odd_warning(items, reason, status):
+    stored = {"vr": "SQ", "Value": [item_of(items[0].sop_uid, "00081196", reason)]}
+    body = json.dumps({"00081199": stored}).encode()
+    with web_server(lambda asked: Told(body=body)) as server:
+        outcomes = list(stow.send(items[:1], vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [status]
+
+
+@pytest.mark.parametrize("tag", ["00081198", "0008119A"])
+def test_a_200_with_failures_that_name_nobody_is_not_believed(items, tag):
+    body = json.dumps({tag: {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}})
+    with web_server(lambda asked: Told(body=body.encode())) as server:
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert faults(outcomes) == [Fault.UNCONFIRMED] * 4
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100000, b"", b"<xml/>", b"[]", b'"x"', b'[{"00081199": 5}]']
+)
 def test_a_200_without_a_list_is_believed_and_checked_later(items, body):
     with web_server(lambda asked: Told(body=body)) as server:
         assert faults(stow.send(items, vna(server.url), timeouts=PATIENT)) == [0] * 4
@@ -231,6 +276,31 @@ def test_missing_and_altered_files_are_named_and_do_not_hold_up_the_others(items
     assert faults(outcomes) == [Fault.NO_FILE, Fault.ALTERED, 0, 0, 0]
 
 
+def test_a_file_that_cannot_be_read_now_is_tried_again(items, tmp_path):
+    looped = tmp_path / "looped.dcm"
+    looped.symlink_to(looped)
+    with web_server(storing(items)) as server:
+        one = replace(items[0], path=looped, sha256="0" * 64)
+        [outcome, _] = stow.send([one, items[1]], vna(server.url), timeouts=PATIENT)
+    assert (outcome.fault, outcome.verdict) == (Fault.UNREADABLE, Verdict.TRANSIENT)
+
+
+def test_a_file_that_goes_away_meanwhile_costs_one_attempt_and_no_other_instance(items):
+    with web_server(storing(items)) as server:
+        going = stow.send(
+            items,
+            vna(server.url),
+            timeouts=PATIENT,
+            proceed=lambda: items[1].path.unlink(missing_ok=True) or True,
+        )
+        assert {one.verdict for one in going} == {Verdict.TRANSIENT}
+        outcomes = list(stow.send(items, vna(server.url), timeouts=PATIENT))
+
+    assert {one.item.key: one.fault for one in outcomes} == {
+        each.key: Fault.NO_FILE if each is items[1] else 0 for each in items
+    }
+
+
 def test_secrets_are_read_at_every_attempt_and_never_shown(items, tmp_path, monkeypatch):
     file = tmp_path / "secret"
     file.touch(mode=0o600)
@@ -327,3 +397,74 @@ def test_a_server_that_gives_few_at_a_time_is_asked_until_nothing_is_new():
         assert dicomweb.instances_at(vna(server.url), "1.2", "1.3", PATIENT) == set(uids)
     with web_server(lambda asked: shown(*uids)) as stubborn:  # ignores offset and limit
         assert dicomweb.instances_at(vna(stubborn.url), "1.2", "1.3", PATIENT) == set(uids)
+
+
+@pytest.mark.parametrize(
+    "bad", ["../../admin", "1.2/../3", "..", "1.2?x=1", "1.2#3", "1.2\x01", "1" * 65, "1.2 3", ""]
+)
+def test_what_a_server_calls_a_uid_leads_nowhere_else(bad):
+    values = {tag: {"Value": [bad]} for tag in ("0020000D", "0020000E", "00080018")}
+    row = values | {"00080050": {"Value": ["A1"]}}
+    workitem = values | {"00404021": {"Value": [values]}}
+
+    with web_server(lambda asked: Told(body=json.dumps([row]).encode())) as server:
+        peer = vna(server.url)
+        with connected(peer, PATIENT) as client:
+            assert dicomweb.studies(client, peer, "A1") == []
+            assert dicomweb.series(client, peer) == []
+            assert dicomweb.instances(client, peer, "1.2", "1.3") == []
+    for uids in (("1.2", bad), (bad, "1.3")):
+        with pytest.raises(WebFault, match="is no UID"):
+            dicomweb.series_url(peer, *uids)
+    assert (ups.workitem_in(workitem).uid, ups.workitem_in(workitem).inputs) == ("", ())
+
+
+def test_a_url_that_the_library_refuses_is_a_fault_like_others():
+    with pytest.raises(WebFault), connected(vna("http://127.0.0.1:9"), PATIENT) as client:
+        client.ask("GET", "http://127.0.0.1:9/\x01")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Slow: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",  # a cut would look like the end of the body
+    ],
+)
+def test_a_server_that_drips_is_cut(items, head):
+    with raw_server(head, drip=b"[") as url:
+        began = time.monotonic()
+        [outcome] = stow.send(items, vna(url), timeouts=HASTY)
+        with pytest.raises(WebFault) as refused:
+            dicomweb.instances_at(vna(url), "1.2", "1.3", HASTY)
+
+    assert (outcome.fault, refused.value.fault) == (Fault.TIMED_OUT, Fault.TIMED_OUT)
+    assert time.monotonic() - began < 60
+
+
+def test_a_server_that_sends_no_end_of_answers_is_not_read_on(items, monkeypatch):
+    monkeypatch.setattr(http, "MOST_ANSWER_BYTES", 2**16)
+    monkeypatch.setattr(dicomweb, "MOST_ANSWERS", 20)
+    with web_server(lambda asked: Told(body=b" " * 2**17)) as server:
+        [outcome] = stow.send(items, vna(server.url), timeouts=PATIENT)
+        assert outcome.fault is Fault.UNCONFIRMED and "more than 65536" in outcome.comment
+
+    with web_server(lambda asked: shown("1.2." + asked.query["offset"][0])) as inventive:
+        with pytest.raises(WebFault, match="more than 20"):
+            dicomweb.instances_at(vna(inventive.url), "1.2", "1.3", PATIENT)
+        assert len(inventive.asked) == 21
+
+
+def test_the_authorities_are_read_again_only_when_their_file_has_changed(tmp_path):
+    first, second = Authority(tmp_path / "one"), Authority(tmp_path / "two")
+    file = tmp_path / "ca.pem"
+    peer = vna("https://127.0.0.1:9", ca=str(file))
+    file.write_bytes(first.certificate.read_bytes())
+    before = http.trust(peer)
+    assert http.trust(peer) is before
+    file.unlink()
+    file.write_bytes(second.certificate.read_bytes() + b"\n")
+
+    assert http.trust(peer) is not before
+    assert http.trust(vna("https://127.0.0.1:9")) is http.trust(vna("https://127.0.0.1:8"))

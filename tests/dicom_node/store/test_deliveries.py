@@ -43,6 +43,13 @@ def test_only_what_is_not_yet_sent_is_due(store, published, now):
     assert [one.sop_uid for one in again.instances] == [task.instances[1].sop_uid]
 
 
+def test_what_is_due_to_a_busy_destination_is_not_read(store, published, now):
+    published()
+
+    assert store.deliveries.due(now, busy={"pacs"}) == []
+    assert len(store.deliveries.due(now, busy={"other"})) == 1
+
+
 @pytest.mark.parametrize("status", [0xA700, 0xC000, 0x0110])
 def test_a_failure_status_is_kept_and_the_instance_stays_due(store, published, now, status):
     published()

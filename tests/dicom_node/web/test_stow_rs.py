@@ -1,5 +1,7 @@
 """Images stored by STOW-RS: durable, judged one by one, within limits, by whom it is allowed."""
 
+import threading
+
 import httpx
 import pytest
 from pydicom import dcmread
@@ -165,6 +167,49 @@ def test_damaged_and_empty_bodies_are_refused(running):
             answer = client.post("dicom-web/studies", content=body, headers={"Content-Type": TYPE})
             assert answer.status_code == code, body[:40]
     assert running.node.store.series.find_instance(uid) is None
+
+
+def notes(running):
+    """Return what the audit trail says of requests: kept, refused, why it broke."""
+    rows = [row.fields for row in running.node.store.audit.listing() if row.event == "web.stow"]
+    return [(row["count"], row["failed"], row.get("reason")) for row in rows]
+
+
+def test_a_request_that_breaks_leaves_what_it_brought_and_a_row(running):
+    uid, file = instance()
+    with running.client("sender") as client:
+        broken = body_of(file, b"no DICOM")[:-9]
+        client.post("dicom-web/studies", content=broken, headers={"Content-Type": TYPE})
+
+    assert running.node.store.series.find_instance(uid) is not None
+    assert notes(running) == [(1, 0, "HTTP 400")]
+
+
+def test_a_caller_that_drips_gives_its_place_back(tmp_path, monkeypatch):
+    with site(tmp_path, stow=True) as running, running.client("sender") as client:
+        settings = running.node.settings
+        hasty = settings.node.model_copy(update={"network_timeout_s": 1.0})
+        monkeypatch.setitem(settings.__dict__, "node", hasty)
+        over = threading.Event()
+
+        def drips():
+            while not over.wait(0.1):
+                yield b"-"
+
+        timer = threading.Timer(60, over.set)
+        timer.start()
+        try:
+            code = client.post(
+                "dicom-web/studies", content=drips(), headers={"Content-Type": TYPE}
+            ).status_code
+        except httpx.WriteError:  # the server has hung up while we were sending
+            code = 408
+        was_over = over.is_set()
+        timer.cancel()
+        assert post(running, instance()[1]).status_code == 200
+        assert notes(running) == [(0, 0, "HTTP 408"), (1, 0, None)]
+
+    assert (code, was_over) == (408, False)
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(tmp_path):

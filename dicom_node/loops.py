@@ -1,0 +1,52 @@
+"""A thread that does one thing again and again, whatever becomes of it once."""
+
+import threading
+from collections.abc import Callable
+
+from dicom_node import telemetry
+from dicom_node.errors import NodeError
+
+log = telemetry.get_logger()
+
+
+class Loop:
+    """Calls `step` every `interval_s` until it is stopped; /healthz asks whether it fails."""
+
+    def __init__(self, name: str, step: Callable[[], object], interval_s: float) -> None:
+        self._name = name
+        self._step = step
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failed = False
+
+    def start(self) -> None:
+        """Begin; the first step comes after the first interval."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End after the step under way."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the last step failed, or the thread is gone that was to go on."""
+        gone = self._thread is not None and not self._thread.is_alive()
+        return self._failed or gone and not self._stop.is_set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                self._step()
+            except NodeError as error:  # the database is away, for example: it says all itself
+                log.error(f"{self._name}.failed", reason=str(error))
+                self._failed = True
+            except Exception:  # the periodic job's edge: one bad step must not end the loop
+                log.exception(f"{self._name}.failed")
+                self._failed = True
+            else:
+                self._failed = False
