@@ -12,12 +12,22 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from dicom_node import gate_companions, gate_frames
+from dicom_node import (
+    gate_companions,
+    gate_frames,
+    gate_multiframe,
+    gate_pixels,
+    gate_rules,
+    gate_spread,
+)
 from dicom_node import gate_geometry as geometry
+from dicom_node.gate_case import Beside, Case, Slice, uid_of
 from dicom_node.gate_geometry import text, values
-from dicom_node.gate_rules import RULES, Case, uid_of
 from sr_engine.dicom.provenance import Provenance
+from sr_engine.dicom.sorting import sort
 
+IMAGE_RULES = {**gate_rules.RULES, **gate_pixels.RULES, **gate_multiframe.RULES}
+COMPANION_RULES = {**gate_companions.RULES, **gate_spread.RULES}
 REQUIRED = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -41,8 +51,11 @@ class Finding:
     message: str
 
 
+Headers = Sequence[Path | Dataset]
+
+
 def check(
-    derived: Sequence[Path], source: Sequence[Path | Dataset], provenance: Provenance
+    derived: Sequence[Path], source: Headers, provenance: Provenance, form: str = ""
 ) -> list[Finding]:
     """Return every broken rule of the derived series, [] when it may go out.
 
@@ -54,42 +67,41 @@ def check(
         All instances of the source series: files, or their headers.
     provenance
         What the job says it did.
+    form
+        "classic" or "enhanced"; "": as it looks.
     """
     findings: list[Finding] = []
-    read = [_read(path, findings, "readable") for path in derived]
-    headers = [
-        item if isinstance(item, Dataset) else _read(item, findings, "source_readable", False)
-        for item in source
-    ]
-    if not read or not headers:
+    instances = _read_all(derived, findings)
+    received = headers(source, findings)
+    originals = meant(received, findings)
+    if not findings and not (instances and originals):
         findings.append(Finding(rule="readable", message="there is nothing to compare"))
-    instances = [dataset for dataset in read if dataset is not None]
-    multiframe = len(instances) == 1 and gate_frames.is_multiframe(instances[0])
-    if multiframe:
+    whole = None
+    if len(instances) == 1 and gate_frames.is_multiframe(instances[0]):
+        (whole,) = instances
         with quiet():
-            instances = list(gate_frames.slices(instances[0]))
+            instances = [one.header for one in gate_frames.slices_of(instances)]
     findings += [
         Finding(rule="required_attributes", message=message)
         for dataset in instances
-        for message in _missing(dataset)
+        for message in _missing(dataset, REQUIRED)
     ]
     if findings:  # no rule below could be trusted
         return findings
     case = Case(
         derived=tuple(geometry.along_normal(instances)),
-        source=tuple(header for header in headers if header is not None),
+        source=tuple(one.header for one in originals),
+        received=received,
         provenance=provenance,
-        multiframe=multiframe,
+        form=form,
+        whole=whole,
     )
     with quiet():
         return [
             Finding(rule=name, message=message)
-            for name, function in RULES.items()
+            for name, function in IMAGE_RULES.items()
             for message in function(case)
         ]
-
-
-Headers = Sequence[Path | Dataset]
 
 
 def check_companion(
@@ -106,25 +118,50 @@ def check_companion(
         the headers do.
     """
     findings: list[Finding] = []
-    read = [headers(paths, findings) for paths in (made, image, source)]
-    if findings or not all(read):
+    companion = tuple(_read_all(made, findings))
+    beside = headers(image, findings, "readable")
+    originals = meant(headers(source, findings), findings)
+    if findings or not (companion and beside and originals):
         return findings or [Finding(rule="readable", message="there is nothing to compare")]
-    case = gate_companions.Beside(kind=kind, made=read[0], image=read[1], source=read[2])
     with quiet():
+        slices = tuple(gate_frames.slices_of(beside))
+        case = Beside(kind=kind, made=companion, image=slices, source=originals)
         return [
             Finding(rule=name, message=message)
-            for name, function in gate_companions.RULES.items()
+            for name, function in COMPANION_RULES.items()
             for message in function(case)
         ]
 
 
-def headers(paths: Headers, findings: list[Finding]) -> tuple[Dataset, ...]:
-    """Return the headers in `paths`; what cannot be read becomes a finding."""
+def headers(
+    paths: Headers, findings: list[Finding], name: str = "source_readable"
+) -> tuple[Dataset, ...]:
+    """Return the headers in `paths`; what cannot be read becomes a finding called `name`."""
     read = [
-        item if isinstance(item, Dataset) else _read(item, findings, "readable", False)
-        for item in paths
+        item if isinstance(item, Dataset) else _read(item, findings, name, False) for item in paths
     ]
     return tuple(one for one in read if one is not None)
+
+
+def meant(received: Sequence[Dataset], findings: list[Finding]) -> tuple[Slice, ...]:
+    """Return the source's slices that make the volume, as service and engine sort them.
+
+    A scanner may keep scouts or phase images among the frames of the same object.
+    """
+    with quiet():
+        slices = gate_frames.slices_of(received)
+        chosen = [slices[index] for index in sort([one.header for one in slices]).chosen]
+        findings += [
+            Finding(rule="source_readable", message=f"source: {message}")
+            for one in chosen
+            for message in _missing(one.header, tuple(geometry.PLANE))
+        ]
+    return tuple(chosen)
+
+
+def _read_all(paths: Sequence[Path], findings: list[Finding]) -> list[Dataset]:
+    read = [_read(path, findings, "readable") for path in paths]
+    return [one for one in read if one is not None]
 
 
 def quiet() -> warnings.catch_warnings:
@@ -141,8 +178,8 @@ def _read(path: Path, findings: list[Finding], name: str, pixels: bool = True) -
         return None
 
 
-def _missing(dataset: Dataset) -> Iterator[str]:
-    for keyword in REQUIRED:
+def _missing(dataset: Dataset, wanted: Sequence[str]) -> Iterator[str]:
+    for keyword in wanted:
         if not text(dataset, keyword):
             yield f"{keyword} is missing in {uid_of(dataset)}"
     for keyword, count in geometry.PLANE.items():

@@ -70,15 +70,15 @@ def gate(
 ) -> list[release_gate.Finding]:
     """Return what the release gate finds in the files of each kind, [] when all may go out."""
     findings: list[release_gate.Finding] = []
+    originals = release_gate.headers(sources, findings)  # read once for all of them
     images: dict[str, Sequence[Dataset]] = {}
     for name, paths in files.items():
         form, companion = kind_of(name).form, kind_of(name).companion
         if not companion:
-            findings += release_gate.check(paths, sources, provenance)
+            findings += release_gate.check(paths, originals, provenance, form)
             continue
-        if form not in images:  # read once for all companions
-            images[form] = release_gate.headers(files.get(form, ()), findings)
-            originals = release_gate.headers(sources, findings)
+        if form not in images:
+            images[form] = release_gate.headers(files.get(form, ()), findings, "readable")
         findings += release_gate.check_companion(name, paths, images[form], originals)
     return findings
 

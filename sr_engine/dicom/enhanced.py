@@ -148,7 +148,6 @@ TABLE = (
 NOT_COPIED = {
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    "NumberOfFrames",
     "PixelData",
     "DimensionIndexSequence",
     "DimensionOrganizationSequence",
@@ -158,7 +157,8 @@ NOT_COPIED = {
 def flatten(dataset: Dataset) -> list[Dataset]:
     """Return one classic-like header per frame of an Enhanced MR dataset.
 
-    A functional group of the frame wins over a shared one, both win over the root.
+    A functional group of the frame wins over a shared one, both win over the root. InstanceNumber
+    is the number of the frame, NumberOfFrames that of the object.
 
     Raises
     ------

@@ -4,13 +4,19 @@ import shutil
 
 import pytest
 
-from dicom_node.gate_companions import RULES
+from dicom_node.release_gate import COMPANION_RULES as RULES
 from dicom_node.release_gate import check_companion
-from sr_engine.dicom import provenance
 from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
-from tests.dicom_node.test_release_gate import SECRET, drop, forge, put, rules_of
+from tests.dicom_node.test_release_gate import (
+    SECRET,
+    changed_document,
+    drop,
+    forge,
+    put,
+    rules_of,
+)
 
 KINDS = [f"{form}+{name}" for form in FORMS for name in COMPANIONS]
 
@@ -76,10 +82,46 @@ def no_unit(dataset):
     mapping.RealWorldValueSlope = 0.0
 
 
-def another_document(dataset):
-    made = provenance.from_dataset(dataset)
-    values = {**made.__dict__, "generation": 9}
-    provenance.to_private_block(dataset, provenance.Provenance(**values))
+def nothing_but_zero(dataset):
+    dataset.PixelData = bytes(len(dataset.PixelData))
+
+
+def one_more_byte_pair(dataset):
+    dataset.PixelData += bytes(2)
+
+
+def references(dataset):
+    """Return the items of the document that name an image."""
+    return [
+        named for item in dataset.ContentSequence for named in item.get("ReferencedSOPSequence", ())
+    ]
+
+
+def as_another_class(dataset):
+    references(dataset)[3].ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+
+
+def to_a_frame(dataset):
+    references(dataset)[3].ReferencedFrameNumber = 2
+
+
+def in_the_other_series(dataset):
+    original, derived = dataset.CurrentRequestedProcedureEvidenceSequence[
+        0
+    ].ReferencedSeriesSequence
+    original.SeriesInstanceUID, derived.SeriesInstanceUID = (
+        derived.SeriesInstanceUID,
+        original.SeriesInstanceUID,
+    )
+
+
+def in_a_foreign_series(dataset):
+    dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
+
+
+def originals_twice(dataset):
+    listed = references(dataset)
+    listed[1].ReferencedSOPInstanceUID = listed[0].ReferencedSOPInstanceUID
 
 
 DAMAGE = {
@@ -87,17 +129,27 @@ DAMAGE = {
     "another accession": ("spread", put(AccessionNumber="77"), "companion_identity"),
     "another class": ("key_objects", put(Modality="SR"), "companion_class"),
     "forged": ("presentation", forge, "companion_provenance"),
-    "another job's": ("report", another_document, "companion_provenance"),
+    "another job's": ("report", changed_document(generation=9), "companion_provenance"),
     "unnamed series": ("report", put(SeriesInstanceUID="1.2.3"), "companion_provenance"),
     "another study": ("report", another_study, "companion_references"),
     "another image": ("key_objects", elsewhere, "companion_references"),
     "no image": ("presentation", no_references, "companion_references"),
+    "as another class": ("key_objects", as_another_class, "companion_references"),
+    "a frame of a classic image": ("key_objects", to_a_frame, "companion_references"),
+    "in the other series": ("key_objects", in_the_other_series, "companion_references"),
+    "in a foreign series": ("spread", in_a_foreign_series, "companion_references"),
+    "an original with itself": ("key_objects", originals_twice, "key_object_pairs"),
     "pairs swapped": ("key_objects", swap_pairs, "key_object_pairs"),
     "a pair missing": ("key_objects", lambda d: d.ContentSequence.pop(), "key_object_pairs"),
     "no frames": ("spread", drop("PerFrameFunctionalGroupsSequence"), "spread_grid"),
     "frame moved": ("spread", frame_moved, "spread_grid"),
     "other rows": ("spread", put(Rows=7), "spread_grid"),
     "frame of reference": ("spread", put(FrameOfReferenceUID="1.2.3"), "spread_grid"),
+    "zero everywhere": ("spread", nothing_but_zero, "spread_pixels"),
+    "more pixels than frames": ("spread", one_more_byte_pair, "spread_pixels"),
+    "a frame more in words": ("spread", put(NumberOfFrames=13), "spread_pixels"),
+    "signed": ("spread", put(PixelRepresentation=1), "spread_pixels"),
+    "no dimensions": ("spread", drop("DimensionIndexSequence"), "spread_pixels"),
     "no unit": ("spread", no_unit, "spread_unit"),
     "PRODUCT": ("spread", put(ContentQualification="PRODUCT"), "spread_qualification"),
 }
