@@ -165,15 +165,21 @@ def flatten(dataset: Dataset) -> list[Dataset]:
     HeaderError
         If the functional groups are missing or not one per frame.
     """
+    frames = frame_groups(dataset)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    root = _root(dataset)
+    return [_frame_header(root, shared[0], frame, number) for number, frame in enumerate(frames, 1)]
+
+
+def frame_groups(dataset: Dataset) -> list[Dataset]:
+    """Return the functional groups of each frame; raise HeaderError unless each has some."""
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if not frames or len(frames) != int(dataset.get("NumberOfFrames", 0)):
         raise HeaderError(
             f"PerFrameFunctionalGroupsSequence of {sop_uid(dataset)} is missing or does not have "
             f"one item per frame"
         )
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    root = _root(dataset)
-    return [_frame_header(root, shared[0], frame, number) for number, frame in enumerate(frames, 1)]
+    return list(frames)
 
 
 def _root(dataset: Dataset) -> Dataset:
