@@ -15,7 +15,7 @@ from dicom_node.gate_geometry import text, values
 from sr_engine.dicom import provenance as engine_provenance
 from sr_engine.errors import InputRefused
 
-SPREAD, KEY_OBJECTS = "spread", "key_objects"
+SPREAD, KEY_OBJECTS, PRESENTATION = "spread", "key_objects", "presentation"
 # Copied from the source: they name studies, patients and orders, no image.
 OF_THE_STUDY = (
     "ReferencedStudySequence",
@@ -26,11 +26,9 @@ OF_THE_STUDY = (
 SOP_CLASSES = {
     SPREAD: ("1.2.840.10008.5.1.4.1.1.30", "OT"),
     KEY_OBJECTS: ("1.2.840.10008.5.1.4.1.1.88.59", "KO"),
-    "presentation": ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),
+    PRESENTATION: ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),
     "report": ("1.2.840.10008.5.1.4.1.1.88.22", "SR"),
 }
-
-
 LISTS = ("ReferencedInstanceSequence", "ReferencedSOPSequence", "ReferencedImageSequence")
 RULES: Registry[Beside] = Registry()
 
@@ -120,8 +118,36 @@ def companion_references(case: Beside) -> Iterator[str]:
             yield f"{uid_of(dataset)} refers to {fault}"
 
 
+@RULES.rule
+def companion_coverage(case: Beside) -> Iterator[str]:
+    """Whoever opens it must find all slices: a map or a state of some would hide the others."""
+    derived = {uid_of(one.instance) for one in case.image}
+    original = {uid_of(one.instance) for one in case.source}
+    states = case.companion == PRESENTATION  # one for each of the two series
+    found = [set(_named(dataset)) for dataset in case.made]
+    for dataset, named in zip(case.made, found, strict=True):
+        if case.companion == KEY_OBJECTS:
+            whole = original <= named
+        else:
+            whole = named == derived or (states and named == original)
+        if not whole:
+            yield f"{uid_of(dataset)} does not refer to every slice of one series"
+        evidence = dataset.get("CurrentRequestedProcedureEvidenceSequence")
+        if evidence and not named <= {uid for item in evidence for uid in _named(item)}:
+            yield f"{uid_of(dataset)} refers to an instance that its evidence does not list"
+    if states and derived not in found:
+        yield "no presentation state shows the derived series"
+
+
+def _named(dataset: Dataset) -> Iterator[str]:
+    """Yield the UIDs of all images that are referred to."""
+    for item in _items(dataset):
+        if "ReferencedSOPInstanceUID" in item:
+            yield text(item, "ReferencedSOPInstanceUID")
+
+
 def _items(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield every item, at whatever depth, that is about images."""
+    """Yield every item, at whatever depth, that may be about images."""
     for element in dataset:
         if element.VR == "SQ" and element.keyword not in OF_THE_STUDY:
             for item in element.value:

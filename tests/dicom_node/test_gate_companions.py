@@ -119,6 +119,26 @@ def in_a_foreign_series(dataset):
     dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
 
 
+def without_the_last_image(dataset):
+    dataset.ReferencedSeriesSequence[0].ReferencedImageSequence.pop()
+    dataset.GraphicAnnotationSequence.pop()
+    for name in ("SoftcopyVOILUTSequence", "DisplayedAreaSelectionSequence"):
+        for item in dataset[name].value:
+            if "ReferencedImageSequence" in item:
+                item.ReferencedImageSequence.pop()
+
+
+def without_the_last_source(dataset):
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.DerivationImageSequence[0].SourceImageSequence.pop()
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence.pop()
+
+
+def without_evidence(dataset):
+    (study,) = dataset.CurrentRequestedProcedureEvidenceSequence
+    study.ReferencedSeriesSequence[0].ReferencedSOPSequence.pop()
+
+
 def originals_twice(dataset):
     listed = references(dataset)
     listed[1].ReferencedSOPInstanceUID = listed[0].ReferencedSOPInstanceUID
@@ -138,6 +158,9 @@ DAMAGE = {
     "a frame of a classic image": ("key_objects", to_a_frame, "companion_references"),
     "in the other series": ("key_objects", in_the_other_series, "companion_references"),
     "in a foreign series": ("spread", in_a_foreign_series, "companion_references"),
+    "a slice not shown": ("presentation", without_the_last_image, "companion_coverage"),
+    "a map of some": ("spread", without_the_last_source, "companion_coverage"),
+    "not in the evidence": ("report", without_evidence, "companion_coverage"),
     "an original with itself": ("key_objects", originals_twice, "key_object_pairs"),
     "pairs swapped": ("key_objects", swap_pairs, "key_object_pairs"),
     "a pair missing": ("key_objects", lambda d: d.ContentSequence.pop(), "key_object_pairs"),
