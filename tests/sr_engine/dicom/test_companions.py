@@ -1,6 +1,7 @@
 """Companions of the image: what they say is true, whatever the source looks like."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -15,6 +16,7 @@ from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.provenance import from_dataset
 from sr_engine.dicom.reader import read_series
 from sr_engine.errors import WriteError
+from sr_engine.recipe import Recipe
 from tests import phantoms
 
 KINDS = [*FORMS, *(f"{form}+{name}" for form in FORMS for name in COMPANIONS)]
@@ -254,3 +256,25 @@ def test_no_spread_is_no_map(tmp_path):
 
     with pytest.raises(WriteError, match="has no spread to write"):
         phantoms.derive(source, tmp_path / "out", kinds=["classic", "classic+spread"], spread=None)
+
+
+def test_one_axis_has_no_spread_and_no_figure_of_it(tmp_path):
+    """A map of zeros, or a disagreement of 0, would look like certainty."""
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    recipe, quality = Recipe(triaxial=False), {"spread_p99": 0.0, "coverage": 1.0}
+
+    with pytest.raises(WriteError, match="has no spread to write"):
+        phantoms.derive(
+            source, tmp_path / "map", kinds=["classic", "classic+spread"], recipe=recipe
+        )
+    for triaxial in (True, False):
+        made = phantoms.derive(
+            source,
+            tmp_path / str(triaxial),
+            kinds=["classic", "classic+report"],
+            recipe=replace(recipe, triaxial=triaxial),
+            quality=quality,
+        )
+        told = str(pydicom.dcmread(made.outputs[1].paths[0]))
+        assert "Head shown in the result" in told
+        assert ("Disagreement of three axes" in told) == triaxial
