@@ -43,12 +43,30 @@ REQUIRED = (
 )
 
 
+DEFECT = (
+    "This is a defect of ours, not of the data: keep the job and report the rule's name; "
+    "`dicom-node cancel` puts it aside"
+)
+# Rule -> what to do, where somebody at the site can do something.
+NEXT_STEPS = {
+    "source_readable": "A received file is gone or damaged: check the disk, then send the series "
+    "again",
+    "patient_and_study": "Compare the patient and study of the source's instances; where they "
+    f"agree: {DEFECT[0].lower()}{DEFECT[1:]}",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One broken rule."""
 
     rule: str
     message: str
+
+    @property
+    def next_step(self) -> str:
+        """Return what a person can do about it."""
+        return NEXT_STEPS.get(self.rule, DEFECT)
 
 
 Headers = Sequence[Path | Dataset]

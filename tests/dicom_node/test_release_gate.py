@@ -337,7 +337,10 @@ def test_a_damage_is_named_by_its_rule(name, series):
 def test_a_source_that_cannot_be_read_is_a_finding(series, tmp_path):
     _, derived, made = series
 
-    assert rules_of(check(derived, [tmp_path / "gone.dcm"], made)) == {"source_readable"}
+    (finding,) = check(derived, [tmp_path / "gone.dcm"], made)
+
+    assert finding.rule == "source_readable"
+    assert "send the series again" in finding.next_step
 
 
 def test_findings_name_the_instance_and_the_attribute(series):
@@ -348,6 +351,7 @@ def test_findings_name_the_instance_and_the_attribute(series):
 
     uid = pydicom.dcmread(derived[4]).SOPInstanceUID
     assert finding.message == f"SliceThickness of {uid} is 3 mm, measured 1.5000 mm"
+    assert "report the rule's name" in finding.next_step
 
 
 def test_a_source_of_research_quality_stays_research(tmp_path):
