@@ -62,7 +62,7 @@ def key_objects(result: Result, kind: Kind) -> Dataset:
     content = KeyObjectSelection(
         document_title=codes.DCM.ForResearch,
         referenced_objects=evidence[:1],
-        observer_device_context=device_observer(result, template.SeriesInstanceUID),
+        observer_device_context=device_observer(result),
         description=_described(pairs),
     )
     children = content[0].ContentSequence

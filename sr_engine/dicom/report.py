@@ -66,9 +66,7 @@ def report(result: Result, kind: Kind) -> Dataset:
     series_uid = str(template.SeriesInstanceUID)
     evidence = distinct(result, derived_places(result, kind.form))
     content = MeasurementReport(
-        observation_context=ObservationContext(
-            observer_device_context=device_observer(result, series_uid)
-        ),
+        observation_context=ObservationContext(observer_device_context=device_observer(result)),
         procedure_reported=codes.LN.MRIUnspecifiedBodyRegion,
         imaging_measurements=[_figures(result, evidence, series_uid)],
         title=codes.DCM.ImagingMeasurementReport,

@@ -199,6 +199,34 @@ def test_every_companion_carries_the_images_provenance_and_study(made):
     assert len(numbers) == len(uids) == len(KINDS)
 
 
+def test_no_two_generations_or_kinds_have_one_series_number(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    numbers = []
+    for generation in (1, 2, 9, 10, 11, 12, 21, 31, 101):
+        job = replace(phantoms.JOB, generation=generation)
+        folder = tmp_path / str(generation)
+        made = phantoms.derive(source, folder, job=job, kinds=["classic", *KINDS])
+        numbers += [int(datasets(made, kind)[0].SeriesNumber) for kind in KINDS]
+
+    assert len(set(numbers)) == len(numbers)
+    assert not set(numbers) & set(range(300, 400))  # of the next series of the source
+
+
+def test_the_observer_is_the_same_device_in_every_document(made, tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    other = phantoms.derive(source, tmp_path / "out", kinds=OF_CLASSIC)
+
+    uids = {
+        item.UID
+        for documents in (made, other)
+        for kind in ("classic+report", "classic+key_objects")
+        for item in datasets(documents, kind)[0].ContentSequence
+        if item.ConceptNameCodeSequence[0].CodeValue == "121012"  # Device Observer UID
+    }
+
+    assert len(uids) == 1
+
+
 def test_twice_the_same_job_gives_the_same_bytes(tmp_path):
     source = read_series(phantoms.corner_series(tmp_path / "in").paths)
 
