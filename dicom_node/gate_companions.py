@@ -3,7 +3,8 @@
 They refer to images, so the worst mistake is a reference to another patient's.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,8 @@ SOP_CLASSES = {
     PRESENTATION: ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),
     "report": ("1.2.840.10008.5.1.4.1.1.88.22", "SR"),
 }
+LABEL = re.compile(r"level of \S+ image (\d+), (\d+\.\d\d) mm away")
+PRINTED_MM = 0.005  # what two decimals keep
 LISTS = ("ReferencedInstanceSequence", "ReferencedSOPSequence", "ReferencedImageSequence")
 RULES: Registry[Beside] = Registry()
 
@@ -185,12 +188,9 @@ Address = tuple[str, int]  # SOP instance UID, frame number (1 in a classic imag
 def key_object_pairs(case: Beside) -> Iterator[str]:
     if case.companion != KEY_OBJECTS:
         return
-    normal = geometry.directions(
-        np.array([values(one.header, "ImageOrientationPatient") for one in case.source])
-    )[2]
+    normal = _normal(case)
     originals, derived = _along(case.source, normal), _along(case.image, normal)
-    rounding = geometry.ROUNDING * _step_mm(originals)
-    half_mm = _step_mm(derived) / 2 + max(TOLERANCE_MM, rounding)
+    half_mm = _step_mm(derived) / 2 + _rounding_mm(originals)
     for dataset in case.made:
         listed = list(_listed(dataset))
         if len(listed) != 2 * len(originals) or set(listed[::2]) != set(originals):
@@ -208,8 +208,79 @@ def _listed(dataset: Dataset) -> Iterator[Address]:
     """Yield the images of a Key Object Selection in their order."""
     for item in dataset.get("ContentSequence") or ():
         for named in item.get("ReferencedSOPSequence") or ():
-            number = (values(named, "ReferencedFrameNumber") or [1.0])[0]
-            yield text(named, "ReferencedSOPInstanceUID"), int(number)
+            yield _address(named)
+
+
+def _address(named: Dataset) -> Address:
+    """Return the slice that an item refers to."""
+    number = (values(named, "ReferencedFrameNumber") or [1.0])[0]
+    return text(named, "ReferencedSOPInstanceUID"), int(number)
+
+
+@RULES.rule
+def presentation_levels(case: Beside) -> Iterator[str]:
+    """People read these labels beside the image: each names the slice that lies nearest."""
+    if case.companion != PRESENTATION:
+        return
+    normal = _normal(case)
+    both = ((case.image, case.source), (case.source, case.image))
+    rounding_mm = _rounding_mm(_along(case.source, normal)) + PRINTED_MM
+    for dataset in case.made:
+        labels = dict(_labels(dataset))
+        for slices, others in both:
+            places = _along(slices, normal)
+            if set(labels) == set(places):
+                far = _numbered(others, normal)
+                wrong = [a for a in labels if _mislabelled(labels[a], places[a], far, rounding_mm)]
+                if wrong:
+                    yield f"{len(wrong)} labels of {uid_of(dataset)} name no slice at their level"
+                break
+        else:
+            yield f"{uid_of(dataset)} does not label every slice of one series"
+
+
+def _labels(dataset: Dataset) -> Iterator[tuple[Address, str]]:
+    """Yield the slices that a presentation state writes on, and what."""
+    for item in dataset.get("GraphicAnnotationSequence") or ():
+        words = [text(one, "UnformattedTextValue") for one in item.get("TextObjectSequence") or ()]
+        for named in item.get("ReferencedImageSequence") or ():
+            yield _address(named), "".join(words)
+
+
+def _numbered(slices: Sequence[Slice], normal: np.ndarray) -> list[tuple[int, float]]:
+    """Return the slices' places by what people read on the screen: InstanceNumber, or the frame."""
+    ordered = sorted(
+        zip(_along(slices, normal).values(), slices, strict=True), key=lambda one: one[0]
+    )
+    found = []
+    for count, (place_mm, one) in enumerate(ordered, 1):
+        framed = one.header is not one.instance
+        stated = int((values(one.header, "InstanceNumber") or [0.0])[0]) or count
+        found.append((one.frame if framed else stated, place_mm))
+    return found
+
+
+def _mislabelled(
+    words: str, place_mm: float, others: Sequence[tuple[int, float]], rounding_mm: float
+) -> bool:
+    """Return whether a label names another slice than a nearest one, or another distance."""
+    told = LABEL.fullmatch(words)
+    if told is None:
+        return True
+    named = [abs(other - place_mm) for number, other in others if number == int(told[1])]
+    nearest = min(abs(other - place_mm) for _, other in others)
+    apart_mm = min(named, default=np.inf)
+    return apart_mm - nearest > rounding_mm or abs(apart_mm - float(told[2])) > rounding_mm
+
+
+def _normal(case: Beside) -> np.ndarray:
+    planes = [values(one.header, "ImageOrientationPatient") for one in case.source]
+    return geometry.directions(np.array(planes))[2]
+
+
+def _rounding_mm(originals: dict[Address, float]) -> float:
+    """Return how far from an even stack the source's slices may lie."""
+    return max(TOLERANCE_MM, geometry.ROUNDING * _step_mm(originals))
 
 
 def _along(slices: Iterable[Slice], normal: np.ndarray) -> dict[Address, float]:

@@ -128,6 +128,26 @@ def without_the_last_image(dataset):
                 item.ReferencedImageSequence.pop()
 
 
+def label(dataset, place):
+    return dataset.GraphicAnnotationSequence[place].TextObjectSequence[0]
+
+
+def labels_swapped(dataset):
+    first, last = label(dataset, 0), label(dataset, -1)
+    first.UnformattedTextValue, last.UnformattedTextValue = (
+        last.UnformattedTextValue,
+        first.UnformattedTextValue,
+    )
+
+
+def label_too_far(dataset):
+    label(dataset, 3).UnformattedTextValue = "level of original image 4, 0.75 mm away"
+
+
+def label_missing(dataset):
+    dataset.GraphicAnnotationSequence.pop()
+
+
 def without_the_last_source(dataset):
     shared = dataset.SharedFunctionalGroupsSequence[0]
     shared.DerivationImageSequence[0].SourceImageSequence.pop()
@@ -161,6 +181,9 @@ DAMAGE = {
     "a slice not shown": ("presentation", without_the_last_image, "companion_coverage"),
     "a map of some": ("spread", without_the_last_source, "companion_coverage"),
     "not in the evidence": ("report", without_evidence, "companion_coverage"),
+    "labels swapped": ("presentation", labels_swapped, "presentation_levels"),
+    "a label of another distance": ("presentation", label_too_far, "presentation_levels"),
+    "a label missing": ("presentation", label_missing, "presentation_levels"),
     "an original with itself": ("key_objects", originals_twice, "key_object_pairs"),
     "pairs swapped": ("key_objects", swap_pairs, "key_object_pairs"),
     "a pair missing": ("key_objects", lambda d: d.ContentSequence.pop(), "key_object_pairs"),
