@@ -52,6 +52,14 @@ class Slice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Series:
+    """Headers that several checks look at, read and sorted once."""
+
+    received: tuple[Dataset, ...]  # all instances, as stored
+    slices: tuple[Slice, ...]  # of the volume: a scanner may keep other frames beside it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Beside:
     """A companion, the image beside it and the source; of the latter two headers."""
 

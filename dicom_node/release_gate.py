@@ -21,7 +21,7 @@ from dicom_node import (
     gate_spread,
 )
 from dicom_node import gate_geometry as geometry
-from dicom_node.gate_case import Beside, Case, Slice, uid_of
+from dicom_node.gate_case import Beside, Case, Series, uid_of
 from dicom_node.gate_geometry import text, values
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.sorting import sort
@@ -73,7 +73,7 @@ Headers = Sequence[Path | Dataset]
 
 
 def check(
-    derived: Sequence[Path], source: Headers, provenance: Provenance, form: str = ""
+    derived: Sequence[Path], source: Headers | Series, provenance: Provenance, form: str = ""
 ) -> list[Finding]:
     """Return every broken rule of the derived series, [] when it may go out.
 
@@ -82,7 +82,7 @@ def check(
     derived
         All files of the derived series.
     source
-        All instances of the source series: files, or their headers.
+        All instances of the source series: files, or their headers, or `source_of` them.
     provenance
         What the job says it did.
     form
@@ -90,9 +90,8 @@ def check(
     """
     findings: list[Finding] = []
     instances = _read_all(derived, findings)
-    received = headers(source, findings)
-    originals = meant(received, findings)
-    if not findings and not (instances and originals):
+    originals = source if isinstance(source, Series) else source_of(source, findings)
+    if not findings and not (instances and originals.slices):
         findings.append(Finding(rule="readable", message="there is nothing to compare"))
     whole = None
     if len(instances) == 1 and gate_frames.is_multiframe(instances[0]):
@@ -108,8 +107,8 @@ def check(
         return findings
     case = Case(
         derived=tuple(geometry.along_normal(instances)),
-        source=tuple(one.header for one in originals),
-        received=received,
+        source=tuple(one.header for one in originals.slices),
+        received=originals.received,
         provenance=provenance,
         form=form,
         whole=whole,
@@ -123,7 +122,7 @@ def check(
 
 
 def check_companion(
-    kind: str, made: Sequence[Path], image: Headers, source: Headers
+    kind: str, made: Sequence[Path], image: Headers | Series, source: Headers | Series
 ) -> list[Finding]:
     """Return every broken rule of what goes out beside an image, [] when it may.
 
@@ -133,17 +132,16 @@ def check_companion(
         Its name, as in `sr_engine.dicom.kinds`.
     made, image, source
         All its files, those of the derived image in its form, and the source's; of the latter two
-        the headers do.
+        the headers do, or `image_of` and `source_of` them.
     """
     findings: list[Finding] = []
     companion = tuple(_read_all(made, findings))
-    beside = headers(image, findings, "readable")
-    originals = meant(headers(source, findings), findings)
-    if findings or not (companion and beside and originals):
+    derived = image if isinstance(image, Series) else image_of(image, findings)
+    originals = source if isinstance(source, Series) else source_of(source, findings)
+    if findings or not (companion and derived.slices and originals.slices):
         return findings or [Finding(rule="readable", message="there is nothing to compare")]
     with quiet():
-        slices = tuple(gate_frames.slices_of(beside))
-        case = Beside(kind=kind, made=companion, image=slices, source=originals)
+        case = Beside(kind=kind, made=companion, image=derived.slices, source=originals.slices)
         return [
             Finding(rule=name, message=message)
             for name, function in COMPANION_RULES.items()
@@ -151,9 +149,7 @@ def check_companion(
         ]
 
 
-def headers(
-    paths: Headers, findings: list[Finding], name: str = "source_readable"
-) -> tuple[Dataset, ...]:
+def _headers(paths: Headers, findings: list[Finding], name: str) -> tuple[Dataset, ...]:
     """Return the headers in `paths`; what cannot be read becomes a finding called `name`."""
     read = [
         item if isinstance(item, Dataset) else _read(item, findings, name, False) for item in paths
@@ -161,11 +157,19 @@ def headers(
     return tuple(one for one in read if one is not None)
 
 
-def meant(received: Sequence[Dataset], findings: list[Finding]) -> tuple[Slice, ...]:
-    """Return the source's slices that make the volume, as service and engine sort them.
+def image_of(paths: Headers, findings: list[Finding]) -> Series:
+    """Return a derived image without its pixels, to be compared with its companions."""
+    received = _headers(paths, findings, "readable")
+    with quiet():
+        return Series(received=received, slices=tuple(gate_frames.slices_of(received)))
+
+
+def source_of(paths: Headers, findings: list[Finding]) -> Series:
+    """Return the source with the slices that make its volume, as service and engine sort them.
 
     A scanner may keep scouts or phase images among the frames of the same object.
     """
+    received = _headers(paths, findings, "source_readable")
     with quiet():
         slices = gate_frames.slices_of(received)
         chosen = [slices[index] for index in sort([one.header for one in slices]).chosen]
@@ -174,7 +178,7 @@ def meant(received: Sequence[Dataset], findings: list[Finding]) -> tuple[Slice, 
             for one in chosen
             for message in _missing(one.header, tuple(geometry.PLANE))
         ]
-    return tuple(chosen)
+    return Series(received=received, slices=tuple(chosen))
 
 
 def _read_all(paths: Sequence[Path], findings: list[Finding]) -> list[Dataset]:

@@ -6,6 +6,7 @@ import pytest
 
 from dicom_node.release_gate import COMPANION_RULES as RULES
 from dicom_node.release_gate import check_companion
+from dicom_node.worker.outputs import gate
 from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
@@ -22,13 +23,18 @@ KINDS = [f"{form}+{name}" for form in FORMS for name in COMPANIONS]
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """Return the source's files and those of every kind."""
+def job(tmp_path_factory):
+    """Return the source's files, those of every kind, and what the job says it did."""
     folder = tmp_path_factory.mktemp("beside")
     phantom = phantoms.corner_series(folder / "source", "double-oblique")
     source = read_series(phantom.paths)
     derived = phantoms.derive(source, folder / "out", kinds=[*FORMS, *KINDS])
-    return phantom.paths, {one.kind: one.paths for one in derived.outputs}
+    return phantom.paths, {one.kind: one.paths for one in derived.outputs}, derived.provenance
+
+
+@pytest.fixture(scope="module")
+def outputs(job):
+    return job[:2]
 
 
 def look(outputs, kind):
@@ -235,3 +241,14 @@ def test_what_cannot_be_read_is_a_finding(outputs, tmp_path):
     none = check_companion("classic+report", [], files["classic"], source)
 
     assert rules_of(gone) == rules_of(none) == {"readable"}
+
+
+def test_all_kinds_of_a_job_are_looked_at_together(job, tmp_path):
+    source, files, made = job
+    gone = [tmp_path / "gone.dcm"]
+
+    assert gate(files, source, made) == []
+    assert rules_of(gate(files, gone, made)) == {"source_readable"}
+    assert rules_of(gate(files | {"classic": gone}, source, made)) == {"readable"}
+    found = rules_of(gate(files | {"enhanced": files["classic"]}, source, made))
+    assert found >= {"pixel_description", "companion_references"}
