@@ -138,7 +138,8 @@ def _plane(header: Header) -> np.ndarray | None:
     cosines = _cosines(header)
     if cosines is None:
         return None
-    normal = np.cross(*cosines.reshape(2, 3))
+    a, b, c, d, e, f = cosines.tolist()
+    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross is slow for one
     length = float(np.linalg.norm(normal))
     return np.outer(normal, normal) / length**2 if length > UNIT else None
 
