@@ -1,13 +1,14 @@
-"""A stored multi-frame image as the slices that the gate's rules look at.
+"""Stored images as the slices that the gate's rules look at: a classic image is one, a frame, too.
 
 The gate must not repeat a mistake of the writer, so nothing here is shared with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydicom.dataset import Dataset
 
-ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+from dicom_node.gate_case import Slice
+
 # Functional group -> its attribute -> what a classic image calls it.
 GROUPS = {
     "PixelMeasuresSequence": {
@@ -19,7 +20,14 @@ GROUPS = {
     "PlaneOrientationSequence": {"ImageOrientationPatient": "ImageOrientationPatient"},
     "FrameContentSequence": {"InStackPositionNumber": "InstanceNumber"},
     "FrameVOILUTSequence": {"WindowCenter": "WindowCenter", "WindowWidth": "WindowWidth"},
-    "MRImageFrameTypeSequence": {"FrameType": "ImageType"},
+    "MRImageFrameTypeSequence": {
+        "FrameType": "ImageType",
+        "ComplexImageComponent": "ComplexImageComponent",
+    },
+    "MRTimingAndRelatedParametersSequence": {
+        "RepetitionTime": "RepetitionTime",
+        "FlipAngle": "FlipAngle",
+    },
     "MREchoSequence": {"EffectiveEchoTime": "EchoTime"},
     "DerivationImageSequence": {
         "DerivationDescription": "DerivationDescription",
@@ -41,7 +49,18 @@ def is_multiframe(dataset: Dataset) -> bool:
     return bool(dataset.get("PerFrameFunctionalGroupsSequence"))
 
 
-def slices(dataset: Dataset) -> Iterator[Dataset]:
+def slices_of(instances: Iterable[Dataset]) -> list[Slice]:
+    """Return every slice of `instances`, with the number of its frame in the file."""
+    return [
+        Slice(header=header, frame=number, instance=dataset)
+        for dataset in instances
+        for number, header in enumerate(
+            frames(dataset) if is_multiframe(dataset) else (dataset,), start=1
+        )
+    ]
+
+
+def frames(dataset: Dataset) -> Iterator[Dataset]:
     """Yield one dataset per frame, with the attributes of a classic image and its pixels."""
     root = Dataset()
     for tag in dataset.keys():

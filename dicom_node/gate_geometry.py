@@ -9,11 +9,6 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 PLANE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
-GROUPS = {
-    "PixelSpacing": "PixelMeasuresSequence",
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-}
 EDGE_TOLERANCE_MM = 0.05
 ROUNDING = 0.02  # of the source's slice distance: old scanners round positions to 0.1 mm
 
@@ -48,18 +43,8 @@ def directions(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _gather(instances: Sequence[Dataset], keyword: str) -> np.ndarray:
-    """Return the values of a plane attribute, one row per slice or frame."""
-    rows: list[list[float]] = []
-    for dataset in instances:
-        frames = dataset.get("PerFrameFunctionalGroupsSequence")
-        if not frames:
-            rows.append(values(dataset, keyword))
-            continue
-        shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-        for frame in frames:
-            group = frame.get(GROUPS[keyword]) or shared[0].get(GROUPS[keyword])
-            rows.append(values(group[0], keyword))
-    return np.array(rows)
+    """Return the values of a plane attribute, one row per slice."""
+    return np.array([values(dataset, keyword) for dataset in instances])
 
 
 def mean_orientation(instances: Sequence[Dataset]) -> np.ndarray:

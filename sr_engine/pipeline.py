@@ -284,7 +284,7 @@ def enhance(
             provenance=provenance,
             job=job,
             kinds=kinds,
-            spread=result.spread,
+            spread=result.spread if recipe.triaxial else None,  # one axis disagrees with none
             findings=result.report.findings,
             signer=signer,
         )

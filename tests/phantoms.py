@@ -353,7 +353,7 @@ class Derived:
 
     source: SourceSeries
     written: WrittenSeries
-    provenance: Provenance  # as handed to the writer
+    provenance: Provenance  # as the writer completed it
     outputs: tuple[WrittenSeries, ...]  # all of them, `written` first
 
 
@@ -419,4 +419,5 @@ def derive(
         job=job,
         **options,
     )
-    return Derived(source=source, written=outputs[0], provenance=provenance, outputs=outputs)
+    made = outputs[0].provenance
+    return Derived(source=source, written=outputs[0], provenance=made, outputs=outputs)

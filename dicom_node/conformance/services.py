@@ -21,6 +21,12 @@ SENT = {
     "1.2.840.10008.5.1.4.1.1.88.22": "companion report",
     rejection_notes.KEY_OBJECT_SELECTION: "rejection notes, companion key_objects",
 }
+# Image Type of the images among them; a test holds it equal to what the engine writes.
+IMAGE_TYPES = {
+    "1.2.840.10008.5.1.4.1.1.4": r"DERIVED\SECONDARY\OTHER\AI_SR",
+    "1.2.840.10008.5.1.4.1.1.4.1": r"DERIVED\PRIMARY\VOLUME\RESAMPLED",
+    "1.2.840.10008.5.1.4.1.1.30": r"DERIVED\PRIMARY\VOLUME\QUANTITY",
+}
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 COMMITMENT, VERIFICATION = "1.2.840.10008.1.20.1", "1.2.840.10008.1.1"
 EVERY, FEW = "all storage classes of section 3", 6  # more names than that tell nobody anything
@@ -103,7 +109,11 @@ def statuses_returned(settings: Settings) -> list[Table]:
     rows += [
         (f"{keeping.NOT_AUTHORISED:04X}", "Failure", "the peer is configured as no source"),
         (f"{storage.NO_SUCH_CLASS:04X}", "Failure", "no such SOP class on this association"),
-        (f"{storage.NO_SUCH_OPERATION:04X}", "Failure", "C-ECHO and C-STORE are all there is"),
+        (
+            f"{storage.NO_SUCH_OPERATION:04X}",
+            "Failure",
+            "another operation than C-STORE on a storage class, or than C-ECHO on Verification",
+        ),
         (
             f"{storage.UNABLE_TO_PROCESS:04X}",
             "Failure",
@@ -180,21 +190,29 @@ def iocm(settings: Settings) -> list[Table]:
 
 def derived_objects(settings: Settings) -> list[Table]:
     """Return the IODs that we make, and where the attributes of a derived image come from."""
-    from sr_engine.dicom import attributes
+    from sr_engine.dicom import attributes, uids
 
-    objects = [(*named(uid), what) for uid, what in SENT.items()]
+    objects = [(*named(uid), what, IMAGE_TYPES.get(uid, "-")) for uid, what in SENT.items()]
     copied = [(name,) for name in attributes.COPIED]
     groups = ", ".join(f"{group:04X}" for group in attributes.COPIED_GROUPS)
     return [
-        Table(head=("IOD", "SOP class UID", "what"), rows=objects),
+        Table(
+            head=("IOD", "SOP class UID", "what", "Image Type"),
+            rows=objects,
+            note=(
+                "The files of derived series state the implementation class UID "
+                f"{uids.IMPLEMENTATION_CLASS_UID} and the implementation version name "
+                f"{uids.IMPLEMENTATION_VERSION_NAME}; rejection notes state those of section 2."
+            ),
+        ),
         Table(
             head=("attribute",),
             rows=copied,
             note=(
                 f"Copied into a derived image from its source, besides the groups {groups}; all "
                 "other attributes describe the source's pixels and are made anew or left out. "
-                "Image Type is DERIVED\\SECONDARY, and everything needed to explain the result "
-                "stands in a private block of group 0075, creator DICOM-NODE AI-SR."
+                "Everything needed to explain the result stands in a private block of group 0075, "
+                "creator DICOM-NODE AI-SR."
             ),
         ),
     ]

@@ -65,9 +65,17 @@ def entities(settings: Settings) -> list[Table]:
         ("listens at", f"{node.host}:{node.port}"),
         ("listens with TLS at", f"{node.host}:{tls.port}" if tls.enabled else "not configured"),
         ("application context", "1.2.840.10008.3.1.1.1"),
-        ("implementation class UID in associations", scp.implementation(settings)),
-        ("implementation class UID in files", IMPLEMENTATION_UID),
-        ("implementation version name in files", IMPLEMENTATION_NAME),
+        ("implementation in associations that it accepts", scp.implementation(settings)),
+        ("implementation in associations to send", f"{IMPLEMENTATION_UID} ({IMPLEMENTATION_NAME})"),
+        (
+            "implementation in associations to query, retrieve and ask for commitment",
+            scp.implementation(settings),
+        ),
+        (
+            "implementation in files that it receives, and of rejection notes",
+            f"{IMPLEMENTATION_UID} ({IMPLEMENTATION_NAME})",
+        ),
+        ("implementation in files that it derives", "see 15"),
         ("maximum PDU length offered", f"{node.max_pdu_bytes} bytes"),
     ]
     note = "One application entity, which receives under this title and sends under it."

@@ -98,6 +98,12 @@ class Settings(Section):
         for peer in self.peers:
             if (peer.tls or peer.tls_name) and not self.tls.enabled:
                 raise ValueError(f"peer {peer.name!r} wants TLS, but [tls] names no certificate")
+            if "spread" in peer.companions and not self.engine.triaxial:
+                raise ValueError(
+                    f"peer {peer.name!r} wants the companion spread, but engine.triaxial = false "
+                    "runs the network along one axis, which leaves nothing to compare; "
+                    "set triaxial = true or take spread out of its companions"
+                )
         known = [peer.name for peer in self.peers if "destination" in peer.roles]
         for rule in self.rules:
             for name in set(rule.to) - {*known, RETURN_TO_SENDER}:

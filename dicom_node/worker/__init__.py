@@ -368,7 +368,8 @@ def gate_text(findings: Sequence[release_gate.Finding]) -> str:
     """Return the gate's findings as a sentence for an administrator."""
     first = findings[0]
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    return f"The release gate refused the result by its rule {first.rule}: {first.message}{more}"
+    refused = f"The release gate refused the result by its rule {first.rule}: {first.message}{more}"
+    return f"{refused}. Nothing was sent. {first.next_step}."
 
 
 def failure_text(error: Exception, job: ClaimedJob) -> str:

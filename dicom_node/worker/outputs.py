@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
-
 from dicom_node import release_gate
 from dicom_node.errors import UnknownPeer
 from dicom_node.settings import Settings
@@ -70,16 +68,20 @@ def gate(
 ) -> list[release_gate.Finding]:
     """Return what the release gate finds in the files of each kind, [] when all may go out."""
     findings: list[release_gate.Finding] = []
-    images: dict[str, Sequence[Dataset]] = {}
+    # Read and sorted once for all kinds: of an Enhanced object that takes its time.
+    originals = release_gate.source_of(sources, findings)
+    images = {
+        form: release_gate.image_of(files.get(form, ()), findings)
+        for form in {kind_of(name).form for name in files if kind_of(name).companion}
+    }
+    if findings:
+        return findings
     for name, paths in files.items():
-        form, companion = kind_of(name).form, kind_of(name).companion
-        if not companion:
-            findings += release_gate.check(paths, sources, provenance)
-            continue
-        if form not in images:  # read once for all companions
-            images[form] = release_gate.headers(files.get(form, ()), findings)
-            originals = release_gate.headers(sources, findings)
-        findings += release_gate.check_companion(name, paths, images[form], originals)
+        kind = kind_of(name)
+        if kind.companion:
+            findings += release_gate.check_companion(name, paths, images[kind.form], originals)
+        else:
+            findings += release_gate.check(paths, originals, provenance, kind.form)
     return findings
 
 

@@ -24,6 +24,7 @@ class Place:
     sop_uid: str
     series_uid: str
     frame: int | None  # of a multi-frame image, from 1
+    frames: int  # that the instance has; not all of a source's need be slices of its volume
     number: int  # what people read on the screen: InstanceNumber, or the frame
     along_mm: float  # its distance along the normal
 
@@ -94,6 +95,7 @@ def original_places(result: Result) -> list[Place]:
             sop_uid=sop_uid(header),
             series_uid=source.series_uid,
             frame=int(number(header, "InstanceNumber") or 1) if source.multiframe else None,
+            frames=int(number(header, "NumberOfFrames") or 1),
             number=int(number(header, "InstanceNumber") or index + 1),
             along_mm=float((volume.affine[:3, 3] + index * volume.affine[:3, 0]) @ normal),
         )
@@ -115,6 +117,7 @@ def derived_places(result: Result, form: str) -> list[Place]:
             sop_uid=derived_instance_uid(series_uid, 0 if enhanced else index),
             series_uid=series_uid,
             frame=frames[index] if enhanced else None,
+            frames=count if enhanced else 1,
             number=numbers[index],
             along_mm=float((volume.affine[:3, 3] + index * volume.affine[:3, 0]) @ normal),
         )
@@ -148,7 +151,7 @@ def stand_in(result: Result, place: Place) -> Dataset:
     image.SamplesPerPixel = 1
     image.Modality = "MR"
     if place.frame is not None:
-        image.NumberOfFrames = int(shape[0])
+        image.NumberOfFrames = place.frames
         image.SharedFunctionalGroupsSequence = [Dataset()]
         image.PerFrameFunctionalGroupsSequence = []  # highdicom looks for a rescale in each
     return image

@@ -148,7 +148,6 @@ TABLE = (
 NOT_COPIED = {
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    "NumberOfFrames",
     "PixelData",
     "DimensionIndexSequence",
     "DimensionOrganizationSequence",
@@ -158,22 +157,29 @@ NOT_COPIED = {
 def flatten(dataset: Dataset) -> list[Dataset]:
     """Return one classic-like header per frame of an Enhanced MR dataset.
 
-    A functional group of the frame wins over a shared one, both win over the root.
+    A functional group of the frame wins over a shared one, both win over the root. InstanceNumber
+    is the number of the frame, NumberOfFrames that of the object.
 
     Raises
     ------
     HeaderError
         If the functional groups are missing or not one per frame.
     """
+    frames = frame_groups(dataset)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    root = _root(dataset)
+    return [_frame_header(root, shared[0], frame, number) for number, frame in enumerate(frames, 1)]
+
+
+def frame_groups(dataset: Dataset) -> list[Dataset]:
+    """Return the functional groups of each frame; raise HeaderError unless each has some."""
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if not frames or len(frames) != int(dataset.get("NumberOfFrames", 0)):
         raise HeaderError(
             f"PerFrameFunctionalGroupsSequence of {sop_uid(dataset)} is missing or does not have "
             f"one item per frame"
         )
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    root = _root(dataset)
-    return [_frame_header(root, shared[0], frame, number) for number, frame in enumerate(frames, 1)]
+    return list(frames)
 
 
 def _root(dataset: Dataset) -> Dataset:

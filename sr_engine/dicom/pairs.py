@@ -42,7 +42,7 @@ from sr_engine.dicom.kinds import KEY_OBJECTS, PRESENTATION, Kind
 from sr_engine.dicom.observer import device_observer
 from sr_engine.dicom.template import MANUFACTURER, MODEL_NAME
 from sr_engine.dicom.uids import derived_instance_uid
-from sr_engine.dicom.writer import Result, WrittenSeries, stored_window
+from sr_engine.dicom.writer import Result, WrittenSeries
 
 TEXT_BOX = (0.02, 0.93, 0.60, 0.99)  # left, top, right, bottom, as parts of the display
 
@@ -62,7 +62,7 @@ def key_objects(result: Result, kind: Kind) -> Dataset:
     content = KeyObjectSelection(
         document_title=codes.DCM.ForResearch,
         referenced_objects=evidence[:1],
-        observer_device_context=device_observer(result, template.SeriesInstanceUID),
+        observer_device_context=device_observer(result),
         description=_described(pairs),
     )
     children = content[0].ContentSequence
@@ -96,7 +96,7 @@ def write_presentation(result: Result, form: str, out_dir: Path) -> WrittenSerie
     """Write a presentation state of each of the two series and return what was written."""
     kind = Kind(form=form, companion=PRESENTATION)
     original, derived = original_places(result), derived_places(result, form)
-    shown = stored_window(result)
+    shown = result.window
     states = [presentation(result, kind, 1, levels(derived, original), "original", shown, None)]
     rescale = _one_rescale(result)
     if rescale is not None:

@@ -79,12 +79,12 @@ def read_series(paths: Iterable, *, tolerance_mm: float = 0.01) -> SourceSeries:
     NotDicom, HeaderError, GeometryError, PixelDecodeError, UnsupportedInput
         All `InputRefused`; the message names value and UID.
     """
-    datasets = [read_dataset(path) for path in expand(paths)]
-    datasets = [dataset for dataset in datasets if not is_directory(dataset)]
-    datasets = [datasets[index] for index in sort(datasets).chosen]
+    read = [read_dataset(path) for path in expand(paths)]
+    files = [dataset for dataset in read if not is_directory(dataset)]
+    meant = _meant(files)
+    datasets = [files[place] for place in meant]
     _refuse_mixture(datasets)
-    frames = [frame for dataset in datasets for frame in _frames(dataset)]
-    frames = [frames[index] for index in sort([header for header, _ in frames]).chosen]
+    frames = [frame for place, slices in meant.items() for frame in _frames(files[place], slices)]
     headers = [header for header, _ in frames]
     for header in headers:
         _refuse_unfit_frame(header)
@@ -92,6 +92,32 @@ def read_series(paths: Iterable, *, tolerance_mm: float = 0.01) -> SourceSeries:
     ordered = [headers[index] for index in stack.order]
     array = np.stack([pixels.rescaled(frames[n][1], headers[n]) for n in stack.order])
     return _source(ordered, array, stack, multiframe=_is_enhanced(datasets[0]))
+
+
+def _meant(files: Sequence[Dataset]) -> dict[int, dict[int, Dataset]]:
+    """Return the headers of the volume's slices by the places of file and frame, from 0.
+
+    All frames of all files are sorted together: the root of an Enhanced object may say MIXED where
+    some of its frames are what was meant.
+    """
+    slices = [
+        (place, number, header)
+        for place, dataset in enumerate(files)
+        for number, header in enumerate(_slice_headers(dataset))
+    ]
+    found: dict[int, dict[int, Dataset]] = {}
+    for index in sort([header for *_, header in slices]).chosen:
+        place, number, header = slices[index]
+        found.setdefault(place, {})[number] = header
+    return found
+
+
+def _slice_headers(dataset: Dataset) -> list[Dataset]:
+    """Return the header of each slice in one file; `_frames` refuses an object without frames."""
+    if not _is_enhanced(dataset) or "PerFrameFunctionalGroupsSequence" not in dataset:
+        return [dataset]
+    with refusing_damage(dataset):
+        return enhanced.flatten(dataset)
 
 
 def _refuse_mixture(datasets: Sequence[Dataset]) -> None:
@@ -124,25 +150,25 @@ def as_read(dataset: Dataset, keyword: str) -> bytes:
 
 
 def _is_enhanced(dataset: Dataset) -> bool:
-    return dataset.SOPClassUID == EnhancedMRImageStorage
+    return text(dataset, "SOPClassUID") == EnhancedMRImageStorage
 
 
-def _frames(dataset: Dataset) -> list[tuple[Dataset, np.ndarray]]:
-    """Return header and stored values of each slice in one file."""
+def _frames(dataset: Dataset, headers: dict[int, Dataset]) -> list[tuple[Dataset, np.ndarray]]:
+    """Return header and stored values of those slices of one file that are meant."""
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
         if required(dataset, keyword, 1)[0] < 1:
             raise HeaderError(f"{keyword} of {sop_uid(dataset)} is 0")
     with refusing_damage(dataset):
-        headers = enhanced.flatten(dataset) if _is_enhanced(dataset) else [dataset]
+        count = len(enhanced.frame_groups(dataset)) if _is_enhanced(dataset) else 1
     stored = pixels.decode(dataset)
-    stored = stored.reshape(len(headers), *stored.shape[-2:])
+    stored = stored.reshape(count, *stored.shape[-2:])
     pixels.note_lossy_compression(dataset)
-    for header in headers:
+    for header in headers.values():
         for keyword in pixels.LOSSY_KEYWORDS:
             if keyword in dataset:
                 header[keyword] = dataset[keyword]
     del dataset.PixelData
-    return list(zip(headers, stored, strict=True))
+    return [(header, stored[number]) for number, header in headers.items()]
 
 
 def _refuse_unfit_frame(header: Dataset) -> None:

@@ -50,6 +50,7 @@ FIGURES = {
     "clipped": ("Q07", "Head cut off at black or white", PER_CENT, 100),
     "coverage": ("Q08", "Head shown in the result", PER_CENT, 100),
 }
+OF_THREE_AXES = ("spread_p99",)  # no figure where the model ran along one: 0 would look certain
 VERDICT, GOOD, DOUBTFUL = ("V01", "Quality verdict"), ("V02", "Passed"), ("V03", "Doubtful")
 
 
@@ -65,9 +66,7 @@ def report(result: Result, kind: Kind) -> Dataset:
     series_uid = str(template.SeriesInstanceUID)
     evidence = distinct(result, derived_places(result, kind.form))
     content = MeasurementReport(
-        observation_context=ObservationContext(
-            observer_device_context=device_observer(result, series_uid)
-        ),
+        observation_context=ObservationContext(observer_device_context=device_observer(result)),
         procedure_reported=codes.LN.MRIUnspecifiedBodyRegion,
         imaging_measurements=[_figures(result, evidence, series_uid)],
         title=codes.DCM.ImagingMeasurementReport,
@@ -117,7 +116,7 @@ def _figures(
                 unit=FIGURES[name][2],
             )
             for name, value in stated.items()
-            if name in FIGURES
+            if name in FIGURES and (name not in OF_THREE_AXES or result.recipe.triaxial)
         ]
         or None,
         qualitative_evaluations=[verdict],

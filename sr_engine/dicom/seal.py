@@ -23,6 +23,41 @@ from sr_engine.errors import InputRefused
 SIGNATURE, KEY = 0x05, 0x06
 # Groups that say what an image, a presentation or a report means.
 COVERED_GROUPS = (0x0018, 0x0020, 0x0028, 0x0040, 0x0070, 0x5200)
+# Of group 0008, where archives correct and add most, what we say of the result ourselves. The
+# source's instances stand in the provenance; reading hundreds of references in each of hundreds of
+# slices would take twenty times as long as writing them.
+COVERED = {
+    Tag(keyword)
+    for keyword in (
+        "ImageType",
+        "InstanceCreationDate",
+        "InstanceCreationTime",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "SyntheticData",
+        "SeriesDate",
+        "AcquisitionDate",
+        "ContentDate",
+        "AcquisitionDateTime",
+        "SeriesTime",
+        "AcquisitionTime",
+        "ContentTime",
+        "Modality",
+        "Manufacturer",
+        "SeriesDescription",
+        "ManufacturerModelName",
+        "ReferencedImageSequence",
+        "DerivationDescription",
+        "RelatedSeriesSequence",
+        "SourceImageEvidenceSequence",
+        "PixelPresentation",
+        "VolumetricProperties",
+        "VolumeBasedCalculationTechnique",
+        "ComplexImageComponent",
+        "AcquisitionContrast",
+        "DerivationCodeSequence",
+    )
+}
 # Of these, what an archive corrects or adds, or what changes when a study moves.
 LEFT_OUT = {
     Tag(keyword)
@@ -38,6 +73,7 @@ LEFT_OUT = {
         "ContributingEquipmentSequence",
     )
 }
+STUDY = Tag("StudyInstanceUID")  # stands in references, too, and changes when a study moves
 UNDECODABLE = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
@@ -111,11 +147,13 @@ def _content(dataset: Dataset) -> bytes:
 
 
 def _covered(tag: BaseTag) -> bool:
-    return tag.group in COVERED_GROUPS and tag not in LEFT_OUT and tag.element != 0
+    if tag.group not in COVERED_GROUPS:
+        return tag in COVERED
+    return tag not in LEFT_OUT and tag.element != 0
 
 
 def _any(tag: BaseTag) -> bool:
-    return not tag.is_private and tag.element != 0
+    return not tag.is_private and tag.element != 0 and tag != STUDY
 
 
 def _tree(dataset: Dataset, wanted: Callable[[BaseTag], bool]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ NOT_MAGNITUDE = frozenset(
 SMALLEST_STACK = 4  # fewer images in one orientation are a scout, no volume
 FEW = 0.25  # scouts are at most so many, as a part of the stack beside them
 UNIT = 0.1  # how far direction cosines may be from unit vectors to be any
-SAME_PLANE = 0.05  # difference of direction cosines: about three degrees
+SAME_PLANE = 0.05  # difference of what `_plane` returns: about three degrees
 
 Header = Dataset | Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def sort(headers: Sequence[Header]) -> Sorted:
 
 
 def orientations(headers: Iterable[Header]) -> list[int]:
-    """Return how many images each orientation has, those that state none left out."""
+    """Return how many images lie in each orientation of planes, those that state none left out."""
     return [len(group) for group in _planes(list(headers))]
 
 
@@ -117,16 +117,31 @@ def _planes(headers: Sequence[Header]) -> list[list[int]]:
     """Return the images of each orientation; one that states none belongs to none."""
     found: list[tuple[np.ndarray, list[int]]] = []
     for index, header in enumerate(headers):
-        cosines = _cosines(header)
-        if cosines is None:
+        plane = _plane(header)
+        if plane is None:
             continue
         for other, members in found:
-            if np.abs(cosines - other).max() <= SAME_PLANE:
+            if np.abs(plane - other).max() <= SAME_PLANE:
                 members.append(index)
                 break
         else:
-            found.append((cosines, [index]))
+            found.append((plane, [index]))
     return [members for _, members in found]
+
+
+def _plane(header: Header) -> np.ndarray | None:
+    """Return the direction of the normal as its outer product, (3, 3), which has no sign.
+
+    A slice that was turned or flipped in its own plane lies in the stack all the same: it must be
+    refused there, by name, and not be left out as a scout.
+    """
+    cosines = _cosines(header)
+    if cosines is None:
+        return None
+    a, b, c, d, e, f = cosines.tolist()
+    normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross is slow for one
+    length = float(np.linalg.norm(normal))
+    return np.outer(normal, normal) / length**2 if length > UNIT else None
 
 
 def _cosines(header: Header) -> np.ndarray | None:

@@ -43,7 +43,7 @@ def write_spread(result: Result, form: str, out_dir: Path) -> WrittenSeries:
 def parametric_map(result: Result, kind: Kind) -> Dataset:
     """Return the complete dataset of the Parametric Map."""
     spread = result.spread
-    if spread is None or not np.all(np.isfinite(spread)):
+    if spread is None or not result.recipe.triaxial or not np.all(np.isfinite(spread)):
         raise WriteError(f"series {result.source.series_uid} has no spread to write")
     stored, slope = quantised(spread)
     root = template_of(result, kind, attributes.STUDY + attributes.SERIES)

@@ -30,6 +30,8 @@ IMAGE_TYPE = ["DERIVED", "SECONDARY", "OTHER", "AI_SR"]
 LO_LENGTH, SH_LENGTH, ST_LENGTH = 64, 16, 1024
 LARGEST_IS = 2**31 - 1
 FREE_SERIES_NUMBER = 9000
+# `Kind.offset` leaves room for so many generations; the next ones begin so far above.
+GENERATIONS, NEXT_GENERATIONS = 10, 10_000_000
 
 # Codes of PS3.16: CID 7203, 7202, 7210, 7005.
 RESAMPLING = ("113085", "Spatial resampling")
@@ -130,6 +132,8 @@ def companion_template(
     ):
         if value and keyword in copied:
             setattr(dataset, keyword, value)
+    if recipe.body_part and "AnatomicRegionSequence" in dataset:
+        del dataset.AnatomicRegionSequence  # the source's, which may be another region
     local = local_time(source, job.created)
     _add_dates(dataset, local)
     _add_series(dataset, source, kind, recipe, provenance, job)
@@ -160,14 +164,19 @@ def _add_series(
 
 
 def series_number(source: SourceSeries, job: JobIdentity, recipe: Recipe) -> int:
-    """Return base + source x 100 + generation, or base + 9000 + generation beyond what IS holds."""
+    """Return base + source x 100 + generation, or base + 9000 + generation beyond what IS holds.
+
+    From the tenth generation on they lie ten million higher, and so on: the numbers between are
+    those of other kinds and of the next series.
+    """
     if job.series_number is not None:
         return job.series_number
     stated = int(number(source.headers[0], "SeriesNumber") or 0)
-    proposed = recipe.series_number_base + stated * 100 + job.generation
+    tens, generation = divmod(job.generation, GENERATIONS)
+    first = recipe.series_number_base + tens * NEXT_GENERATIONS + generation
+    proposed = first + stated * 100
     fits = 0 < stated and proposed <= LARGEST_IS - 100
-    beyond = recipe.series_number_base + FREE_SERIES_NUMBER + job.generation
-    return proposed if fits else beyond
+    return proposed if fits else first + FREE_SERIES_NUMBER
 
 
 def _add_equipment(

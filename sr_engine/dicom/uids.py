@@ -42,8 +42,13 @@ def derived_instance_uid(series_uid: str, slice_index: int) -> str:
 
 
 def part_uid(series_uid: str, *names: str) -> str:
-    """Return a UID inside a derived series that is no instance: a dimension, an observer."""
+    """Return a UID inside a derived series that is no instance: a dimension, a tracked finding."""
     return _uid("part", series_uid, *names)
+
+
+def device_uid(model_name: str, serial_number: str) -> str:
+    """Return the UID of this software with certain weights, as an observer of documents."""
+    return _uid("device", model_name, serial_number)
 
 
 def acquired_uid(*parts: str) -> str:

@@ -5,6 +5,7 @@ The same source, volume, recipe, provenance and job always give the same bytes.
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,13 @@ class Result:
     spread: np.ndarray | None = None
     findings: tuple[str, ...] = ()  # of the quality gate: why a person must look
     signer: seal.Signer | None = None
+
+    @cached_property
+    def window(self) -> tuple[float, float]:
+        """Return centre and width in stored values: percentiles of two volumes, taken once."""
+        headers = self.source.headers if self.recipe.window == "source" else ()
+        centre, width = display.window(headers, self.source.volume.array, self.volume.array)
+        return centre * self.stored.gain, max(width * self.stored.gain, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +134,9 @@ def _add_pixel_description(dataset: Dataset, result: Result) -> None:
     dataset.BitsStored = stored.bits_stored
     dataset.HighBit = stored.bits_stored - 1
     dataset.PixelRepresentation = 0
-    centre, width = stored_window(result)
+    centre, width = result.window
     dataset.WindowCenter = display.window_value(centre)
     dataset.WindowWidth = display.window_value(width)
-
-
-def stored_window(result: Result) -> tuple[float, float]:
-    """Return centre and width in stored values."""
-    headers = result.source.headers if result.recipe.window == "source" else ()
-    centre, width = display.window(headers, result.source.volume.array, result.volume.array)
-    gain = result.stored.gain
-    return centre * gain, max(width * gain, 1.0)
 
 
 def add_plane_description(dataset: Dataset, volume: Volume) -> None:

@@ -19,6 +19,8 @@ from dicom_node.cli import main
 from dicom_node.conformance import services, statement, tables
 from dicom_node.network import scp
 from dicom_node.settings import make_settings
+from sr_engine.dicom.reader import read_series
+from tests import phantoms
 from tests.rigs import SOURCE, running_node
 
 PRINTING = "1.2.840.10008.5.1.1.1"  # Basic Film Session: no node of ours does that
@@ -102,6 +104,25 @@ def test_every_class_that_the_engine_writes_is_stated():
 
     assert written
     assert written <= set(services.SENT)
+
+
+def test_the_image_type_and_the_implementation_of_each_output_are_stated(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    derived = phantoms.derive(
+        source, tmp_path / "out", kinds=["classic", "enhanced", "classic+spread"]
+    )
+    written = [pydicom.dcmread(one.paths[0]) for one in derived.outputs]
+
+    objects, copied = services.derived_objects(make_settings({}))
+
+    told = {row[1]: row[3] for row in objects.rows}
+    assert {one.SOPClassUID: "\\".join(one.ImageType) for one in written} == {
+        uid: text for uid, text in told.items() if text != "-"
+    }
+    for one in written:
+        assert one.file_meta.ImplementationClassUID in objects.note
+        assert one.file_meta.ImplementationVersionName in objects.note
+    assert "DERIVED" not in copied.note
 
 
 def test_every_status_of_a_refusal_is_stated():

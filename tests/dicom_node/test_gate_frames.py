@@ -1,12 +1,18 @@
 """An Enhanced image passes the gate like its classic twin; each damage is named by its rule."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from dicom_node.release_gate import check
+from dicom_node.release_gate import IMAGE_RULES, check, check_companion
+from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.reader import read_series
-from tests import phantoms
+from tests import phantoms, variants
 from tests.dicom_node.test_release_gate import (
+    DAMAGE,
     SECRET,
+    changed_document,
     drop,
     forge,
     other_pixel,
@@ -16,13 +22,20 @@ from tests.dicom_node.test_release_gate import (
 )
 
 
-@pytest.fixture
-def enhanced(tmp_path):
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
     """Return a source's files, the Enhanced MR image derived from it and what the job says."""
-    phantom = phantoms.corner_series(tmp_path / "source", "double-oblique")
-    source = read_series(phantom.paths)
-    derived = phantoms.derive(source, tmp_path / "out", kinds=["classic", "enhanced"])
-    return phantom.paths, derived.outputs[1].paths, derived.provenance
+    folder = tmp_path_factory.mktemp("frames")
+    phantom = phantoms.corner_series(folder / "source", "double-oblique")
+    derived = phantoms.derive(read_series(phantom.paths), folder / "out", kinds=["enhanced"])
+    return phantom.paths, derived.written.paths[0], derived.provenance
+
+
+@pytest.fixture
+def enhanced(good, tmp_path):
+    """Return the same with a private copy of the image."""
+    source, path, made = good
+    return source, Path(shutil.copy(path, tmp_path)), made
 
 
 def shared(**groups):
@@ -52,6 +65,20 @@ def swap_frames(dataset):
     frames[2].PlanePositionSequence, frames[3].PlanePositionSequence = (
         frames[3].PlanePositionSequence,
         frames[2].PlanePositionSequence,
+    )
+
+
+def one_more_byte_pair(dataset):
+    dataset.PixelData += bytes(2)
+
+
+def swap_indices(dataset):
+    first, second = (
+        frame.FrameContentSequence[0] for frame in dataset.PerFrameFunctionalGroupsSequence[2:4]
+    )
+    first.DimensionIndexValues, second.DimensionIndexValues = (
+        second.DimensionIndexValues,
+        first.DimensionIndexValues,
     )
 
 
@@ -93,7 +120,31 @@ ENHANCED_DAMAGE = {
     "pixels cut": (short_pixels, "pixel_data"),
     "frame of reference": (put(FrameOfReferenceUID="1.2.3"), "frame_of_reference"),
     "forged": (forge, "provenance"),
+    "other figures": (changed_document(quality={"blob_z": 1.0}), "provenance"),
+    # what only a multi-frame image has
+    "original at the root": (
+        put(ImageType=["ORIGINAL", "PRIMARY", "M", "NONE"]),
+        "root_image_type",
+    ),
+    "another type at the root": (
+        put(ImageType=["DERIVED", "PRIMARY", "T1", "RESAMPLED"]),
+        "root_image_type",
+    ),
+    "no type at the root": (drop("ImageType"), "root_image_type"),
+    "a frame more in words": (put(NumberOfFrames=13), "frame_count"),
+    "more pixels than frames": (one_more_byte_pair, "frame_count"),
+    "no dimensions": (drop("DimensionIndexSequence"), "frame_dimensions"),
+    "indices swapped": (swap_indices, "frame_dimensions"),
+    "two stacks": (frame(4, FrameContentSequence={"StackID": "2"}), "frame_dimensions"),
+    "signed": (put(PixelRepresentation=1), "pixel_description"),
+    "another class": (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "pixel_description"),
 }
+
+
+def test_every_rule_has_a_damage_that_breaks_it():
+    assert set(IMAGE_RULES) == {
+        rule for _, rule in (*DAMAGE.values(), *ENHANCED_DAMAGE.values())
+    } - {"readable", "required_attributes"}
 
 
 @pytest.mark.parametrize("orientation", phantoms.ORIENTATIONS)
@@ -107,10 +158,50 @@ def test_an_enhanced_image_passes_like_its_classic_twin(orientation, tmp_path):
 
 @pytest.mark.parametrize("name", ENHANCED_DAMAGE)
 def test_a_damage_of_an_enhanced_image_is_named_by_its_rule(name, enhanced):
-    source, (path,), made = enhanced
+    source, path, made = enhanced
     damage, rule = ENHANCED_DAMAGE[name]
     assert check([path], source, made) == []
 
     phantoms.edit(path, damage)
 
     assert rule in rules_of(check([path], source, made))
+
+
+@pytest.mark.parametrize("wanted", ["classic", "enhanced"])
+def test_an_image_of_the_other_form_is_refused(wanted, tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "in")
+    derived = phantoms.derive(
+        read_series(phantom.paths), tmp_path / "out", kinds=["classic", "enhanced"]
+    )
+    files = {one.kind: one.paths for one in derived.outputs}
+    (other,) = {"classic", "enhanced"} - {wanted}
+
+    assert check(files[wanted], phantom.paths, derived.provenance, wanted) == []
+    assert rules_of(check(files[other], phantom.paths, derived.provenance, wanted)) == {
+        "pixel_description"
+    }
+
+
+@pytest.mark.parametrize("place", ["before", "between"])
+def test_frames_that_are_no_slices_of_the_volume_hold_nothing(place, tmp_path):
+    """An Enhanced source with phase frames and a scout inside: image and companions pass."""
+    magnitude = phantoms.corner_series(tmp_path / "in", "double-oblique").paths
+    phase = variants.add_copies(magnitude, "phase", variants.setting(ComplexImageComponent="PHASE"))
+    scout = variants.add_copy(magnitude[5], "scout", variants.turned)
+    if place == "before":
+        frames = [scout, *phase, *magnitude]
+    else:
+        frames = [one for pair in zip(magnitude, phase, strict=True) for one in pair] + [scout]
+    source = [variants.write_enhanced(frames, tmp_path / "enhanced" / "1.dcm")]
+    kinds = [f"{form}{name}" for form in FORMS for name in ("", *(f"+{one}" for one in COMPANIONS))]
+
+    derived = phantoms.derive(read_series(source), tmp_path / "out", kinds=kinds)
+
+    files = {one.kind: one.paths for one in derived.outputs}
+    found = {
+        kind: check(paths, source, derived.provenance, kind)
+        if kind in FORMS
+        else check_companion(kind, paths, files[kind.partition("+")[0]], source)
+        for kind, paths in files.items()
+    }
+    assert found == dict.fromkeys(kinds, [])

@@ -190,6 +190,10 @@ def test_an_impossible_value_is_refused_and_named(section, key, value, words):
             "rule 'r' sends to 'pcs', which is no peer with the role destination "
             "(did you mean pacs?)",
         ),
+        (
+            {"peers": [PACS | {"companions": ["spread"]}], "engine": {"triaxial": False}},
+            "peer 'pacs' wants the companion spread, but engine.triaxial = false",
+        ),
         ({"rules": [{"name": "r", "action": "delete"}]}, "rules[0].action"),
         ({"rules": [{"name": "r", "action": "skip", "reason": "{patient}"}]}, "{patient}"),
         (

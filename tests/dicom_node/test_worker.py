@@ -117,6 +117,7 @@ def test_what_the_gate_holds_is_never_released(node):
 
     assert (job.state, job.held_by) == (JobState.HELD, HeldBy.GATE)
     assert "release gate" in job.reason
+    assert "Nothing was sent. This is a defect of ours" in job.reason
     with pytest.raises(GateRefused, match="cannot be released"):
         release(node.store, job.id, datetime.now(UTC))
 

@@ -1,6 +1,7 @@
 """Companions of the image: what they say is true, whatever the source looks like."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -15,6 +16,7 @@ from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.provenance import from_dataset
 from sr_engine.dicom.reader import read_series
 from sr_engine.errors import WriteError
+from sr_engine.recipe import Recipe
 from tests import phantoms
 
 KINDS = [*FORMS, *(f"{form}+{name}" for form in FORMS for name in COMPANIONS)]
@@ -197,6 +199,34 @@ def test_every_companion_carries_the_images_provenance_and_study(made):
     assert len(numbers) == len(uids) == len(KINDS)
 
 
+def test_no_two_generations_or_kinds_have_one_series_number(tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    numbers = []
+    for generation in (1, 2, 9, 10, 11, 12, 21, 31, 101):
+        job = replace(phantoms.JOB, generation=generation)
+        folder = tmp_path / str(generation)
+        made = phantoms.derive(source, folder, job=job, kinds=["classic", *KINDS])
+        numbers += [int(datasets(made, kind)[0].SeriesNumber) for kind in KINDS]
+
+    assert len(set(numbers)) == len(numbers)
+    assert not set(numbers) & set(range(300, 400))  # of the next series of the source
+
+
+def test_the_observer_is_the_same_device_in_every_document(made, tmp_path):
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    other = phantoms.derive(source, tmp_path / "out", kinds=OF_CLASSIC)
+
+    uids = {
+        item.UID
+        for documents in (made, other)
+        for kind in ("classic+report", "classic+key_objects")
+        for item in datasets(documents, kind)[0].ContentSequence
+        if item.ConceptNameCodeSequence[0].CodeValue == "121012"  # Device Observer UID
+    }
+
+    assert len(uids) == 1
+
+
 def test_twice_the_same_job_gives_the_same_bytes(tmp_path):
     source = read_series(phantoms.corner_series(tmp_path / "in").paths)
 
@@ -254,3 +284,25 @@ def test_no_spread_is_no_map(tmp_path):
 
     with pytest.raises(WriteError, match="has no spread to write"):
         phantoms.derive(source, tmp_path / "out", kinds=["classic", "classic+spread"], spread=None)
+
+
+def test_one_axis_has_no_spread_and_no_figure_of_it(tmp_path):
+    """A map of zeros, or a disagreement of 0, would look like certainty."""
+    source = read_series(phantoms.corner_series(tmp_path / "in").paths)
+    recipe, quality = Recipe(triaxial=False), {"spread_p99": 0.0, "coverage": 1.0}
+
+    with pytest.raises(WriteError, match="has no spread to write"):
+        phantoms.derive(
+            source, tmp_path / "map", kinds=["classic", "classic+spread"], recipe=recipe
+        )
+    for triaxial in (True, False):
+        made = phantoms.derive(
+            source,
+            tmp_path / str(triaxial),
+            kinds=["classic", "classic+report"],
+            recipe=replace(recipe, triaxial=triaxial),
+            quality=quality,
+        )
+        told = str(pydicom.dcmread(made.outputs[1].paths[0]))
+        assert "Head shown in the result" in told
+        assert ("Disagreement of three axes" in told) == triaxial

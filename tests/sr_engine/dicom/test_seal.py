@@ -120,6 +120,44 @@ def test_another_window_or_instance_breaks_the_seal(files):
         assert not holds(dataset)
 
 
+IDENTIFYING = {
+    "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"],
+    "SyntheticData": "NO",
+    "Modality": "CT",
+    "SeriesDescription": "t1_mpr",
+    "Manufacturer": "another",
+    "AcquisitionDate": "20200101",
+    "ContentTime": "000000",
+    "DerivationDescription": "none",
+}
+
+
+@pytest.mark.parametrize("keyword", IDENTIFYING)
+def test_another_identity_of_the_image_breaks_the_seal(keyword, files):
+    dataset = pydicom.dcmread(files["classic"])
+    assert keyword in dataset
+    setattr(dataset, keyword, IDENTIFYING[keyword])
+
+    assert not holds(dataset)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_study_that_moves_with_its_references_leaves_the_seal_whole(kind, files):
+    dataset = pydicom.dcmread(files[kind])
+    old = str(dataset.StudyInstanceUID)
+
+    def move(items, element):
+        if element.keyword == "StudyInstanceUID" and element.value == old:
+            element.value = "1.2.3"
+
+    dataset.walk(move)
+    for keyword, value in (("StudyDate", "20200101"), ("AccessionNumber", "7")):
+        setattr(dataset, keyword, value)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+
+    assert holds(dataset)
+
+
 def test_nobody_signs_without_a_signer(tmp_path):
     source = read_series(phantoms.corner_series(tmp_path / "in").paths)
 

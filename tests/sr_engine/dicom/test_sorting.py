@@ -70,6 +70,32 @@ def test_magnitude_and_phase_in_one_enhanced_object_give_the_magnitude(tmp_path)
     assert np.array_equal(series.volume.array, read_series(phantom.paths).volume.array)
 
 
+def test_a_mixed_object_beside_another_is_sorted_by_its_frames(tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "classic", "sagittal")
+    phase = setting(ComplexImageComponent="PHASE")
+    both = [*variants.add_copies(phantom.paths[6:], "phase", phase), *phantom.paths[6:]]
+    folder = tmp_path / "enhanced"
+    variants.write_enhanced(phantom.paths[:6], folder / "1.dcm")
+    variants.write_enhanced(both, folder / "2.dcm", ImageType=["ORIGINAL", "PRIMARY", "MIXED"])
+
+    series = read_series([folder])
+
+    assert np.array_equal(series.volume.array, read_series(phantom.paths).volume.array)
+
+
+@pytest.mark.parametrize("change", ["turned in its plane", "flipped"])
+def test_a_slice_that_lies_in_the_stack_is_no_scout(change, tmp_path):
+    """The last one, whose loss no gap would show."""
+    paths = phantoms.corner_series(tmp_path, "double-oblique").paths
+    row, column = np.array(pydicom.dcmread(paths[-1]).ImageOrientationPatient).reshape(2, 3)
+    cosines = [*column, *-row] if change == "turned in its plane" else [*-row, *column]
+    phantoms.edit(paths[-1], setting(ImageOrientationPatient=cosines))
+
+    assert sort([pydicom.dcmread(path) for path in paths]).left_out == {}
+    with pytest.raises(GeometryError, match="more than one orientation"):
+        read_series([tmp_path])
+
+
 def test_single_frame_enhanced_objects_are_one_volume(tmp_path):
     phantom = phantoms.corner_series(tmp_path / "classic", "coronal")
     for number, path in enumerate(phantom.paths):

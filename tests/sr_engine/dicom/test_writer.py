@@ -528,9 +528,14 @@ def test_an_enhanced_source_is_referenced_as_one_instance(shared_series, tmp_pat
 def test_a_site_may_set_what_its_hanging_protocols_ask_for(tmp_path):
     recipe = Recipe(series_number_base=900_000, body_part="BRAIN", protocol_name="7T-LIKE HEAD")
 
-    dataset = derive_from(tmp_path, recipe=recipe)
+    region = pydicom.Dataset()
+    region.CodeValue, region.CodingSchemeDesignator = "45048000", "SCT"
+    region.CodeMeaning = "Neck"
+
+    dataset = derive_from(tmp_path, recipe=recipe, AnatomicRegionSequence=[region])
 
     assert dataset.SeriesNumber == 900_201
+    assert "AnatomicRegionSequence" not in dataset  # of the source, and another one
     assert (dataset.BodyPartExamined, dataset.ProtocolName) == ("BRAIN", "7T-LIKE HEAD")
 
 
