@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from dicom_node.telemetry import LibraryHandler
 
 if TYPE_CHECKING:
     from tests.postgres import Cluster
+
+settings.register_profile("busy", deadline=None)  # how long an example takes is the machine's
+settings.load_profile("busy")
 
 # The longest first, or the last of several processes works alone at the end.
 LONGEST = ("test_main_line", "test_service", "test_campaign", "test_evaluate", "test_demo")
