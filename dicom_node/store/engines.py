@@ -3,6 +3,8 @@
 Both are made so that a commit survives a power cut and nobody waits for ever.
 """
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dicom_node.store.schema import json_text
 
 SQLITE, POSTGRESQL = ("sqlite", "sqlite+pysqlite"), ("postgresql", "postgresql+psycopg")
 BUSY_TIMEOUT_S = 30.0
+LOCKED_S = 0.02  # until a locked file is tried again
 CONNECTIONS = {"pool_size": 8, "max_overflow": 56}
 # PostgreSQL allows 100 connections to begin with, for the node, its workers and everybody else.
 CONNECTIONS_OF_SERVER = {"pool_size": 8, "max_overflow": 24, "pool_timeout": BUSY_TIMEOUT_S}
@@ -101,9 +104,26 @@ def sqlite(url: sa.URL) -> sa.Engine:
 def prepare_sqlite(connection: Any, _: Any) -> None:
     """Make a new SQLite connection durable and leave transactions to `begin_sqlite`."""
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
+    switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def switch_to_wal(connection: Any) -> None:
+    """Switch a SQLite file to a write-ahead log, which it keeps.
+
+    While another process does the same SQLite may call the file locked without waiting (it would
+    have to wait with a lock in its hand), so the waiting is done here.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(LOCKED_S)
 
 
 def begin_sqlite(connection: sa.Connection) -> None:

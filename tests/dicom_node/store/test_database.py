@@ -1,6 +1,7 @@
 """The database file: durable settings, migrations, refusals."""
 
 import sqlite3
+import threading
 from datetime import datetime
 
 import pytest
@@ -11,6 +12,7 @@ from alembic.migration import MigrationContext
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.store import open_store, schema
 from dicom_node.store.database import Database
+from dicom_node.store.engines import make_engine
 from tests.dicom_node.store.conftest import SQLITE
 
 
@@ -71,6 +73,20 @@ def test_a_file_that_is_no_database_is_unavailable_not_a_crash(tmp_path):
 
     with pytest.raises(StoreUnavailable, match="database"):
         open_store(f"sqlite:///{path}")
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path):
+    file = tmp_path / "node.db"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (x)")
+    other.execute("BEGIN IMMEDIATE")  # of a file without write-ahead log, as it is at first
+    threading.Timer(0.5, lambda: other.execute("COMMIT")).start()
+
+    engine = make_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    engine.dispose()
+    other.close()
 
 
 @SQLITE
