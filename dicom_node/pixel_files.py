@@ -160,8 +160,8 @@ class PixelFiles:
         path.unlink(missing_ok=True)
 
     def paths(self) -> list[Path]:
-        """Return every finished instance file."""
-        return sorted(self.root.glob("*/*.dcm"))
+        """Return every finished instance file; what somebody else has put there is none."""
+        return sorted(path for path in self.root.glob("*/*.dcm") if is_uid(path.stem))
 
     def recover(self) -> list[Path]:
         """Return the unfinished files of dead processes, which this removes."""

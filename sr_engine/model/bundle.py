@@ -90,12 +90,12 @@ def load(weights: str | Path = "default", expected_sha256: str | None = None) ->
         raise WeightsError(f"{path}: no readable safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: format {metadata.get('format')!r}, not {FORMAT!r}")
-    return Bundle(
-        name=path.stem,
-        sha256=sha256,
-        model=_build(path, metadata, tensors),
-        record=json.loads(metadata["record"]),
-    )
+    try:
+        record = json.loads(metadata["record"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: no training record in it") from error
+    model = _build(path, metadata, tensors)
+    return Bundle(name=path.stem, sha256=sha256, model=model, record=record)
 
 
 def _build(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> SuperResolver:

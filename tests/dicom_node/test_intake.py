@@ -210,6 +210,15 @@ def test_crash_between_file_and_row_leaves_nothing_behind(take, files, store):
     assert len(files.paths()) == 1
 
 
+def test_a_file_that_is_not_ours_is_left_alone(take, files, store):
+    take(encoded(make_instance(1)))
+    foreign = files.paths()[0].with_name("something.dcm")
+    foreign.write_bytes(b"somebody's")
+
+    assert recover(files, store) == []
+    assert foreign.exists() and len(files.paths()) == 1
+
+
 def test_copy_under_another_series_leaves_no_file_not_even_after_a_crash(take, files, store):
     take(encoded(make_instance()))
     kept = files.paths()

@@ -74,6 +74,10 @@ def damage_tensors(path):
     save_file({"x": torch.zeros(1)}, path, metadata)
 
 
+def damage_record(path):
+    save_file({"x": torch.zeros(1)}, path, {"format": bundle.FORMAT, "config": "{}"})
+
+
 def damage_nan(path):
     model = SuperResolver(SMALL)
     model.unet.first.bias.data[0] = float("nan")
@@ -87,6 +91,7 @@ def damage_nan(path):
         (damage_cut, "no readable safetensors"),
         (damage_format, "somebody-else"),
         (damage_tensors, "do not fit"),
+        (damage_record, "no training record"),
         (damage_nan, "no number"),
     ],
 )
