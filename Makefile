@@ -73,7 +73,7 @@ faults: system-packages .venv/test.stamp ## every fault campaign, hours in all; 
 	$(BIN)/python -m tests.faults --scale $(SCALE) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: soak
-soak: .venv/test.stamp ## send many series at once for a while and count what arrives
+soak: system-packages .venv/test.stamp ## half an hour of mixed traffic from 8 senders: all there, ledger exact, memory flat?
 	$(BIN)/python -m benchmarks.soak
 
 .PHONY: bench

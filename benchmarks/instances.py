@@ -38,9 +38,10 @@ def uid(kind: str, number: int) -> str:
 class Scanner:
     """Encodes a series of square 16-bit MR slices; every `scan` is another one."""
 
-    def __init__(self, size: int, slices: int) -> None:
+    def __init__(self, size: int, slices: int, **values: Any) -> None:
+        """Make the slices; `values` are attributes that differ from a usual protocol's."""
         self.size = size
-        self._templates = [encode(slice_at(size, number)) for number in range(slices)]
+        self._templates = [encode(slice_at(size, number, **values)) for number in range(slices)]
         self._start = int.from_bytes(os.urandom(6), "big") << 32  # no UID is sent twice
         self._serial = itertools.count(self._start)
 
@@ -66,10 +67,10 @@ def stand_in(kind: str) -> str:
     return uid(STAND_IN[f"{kind}InstanceUID"], 0)
 
 
-def slice_at(size: int, number: int) -> Dataset:
+def slice_at(size: int, number: int, **values: Any) -> Dataset:
     """Return one slice of a 3-D acquisition: what varies by slice in a real one varies here."""
     dataset = Dataset()
-    for keyword, value in PROTOCOL.items():
+    for keyword, value in (PROTOCOL | values).items():
         setattr(dataset, keyword, value)
     for kind in ("SOP", *KINDS):
         setattr(dataset, f"{kind}InstanceUID", UID(stand_in(kind)))

@@ -37,8 +37,8 @@ class NodeReceiver:
 
     def __init__(self, folder: Path, options: str = "") -> None:
         folder.mkdir(parents=True)
-        self.folder, self.port = folder, free_port()
-        fields = {"port": self.port, "state": folder / "state", "web": free_port()}
+        self.folder, self.port, self.web = folder, free_port(), free_port()
+        fields = {"port": self.port, "state": folder / "state", "web": self.web}
         (folder / "node.toml").write_text(CONFIG.format(**fields, options=options))
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
