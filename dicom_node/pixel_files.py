@@ -17,6 +17,7 @@ from dicom_node.settings import Settings
 from dicom_node.together import Together
 
 UID = re.compile(r"[0-9.]{1,64}")
+MOST_KNOWN_FOLDERS = 4096
 LOCK_STRIPES = 256
 FOLDERS_LOCK = f"{LOCK_STRIPES:03d}"  # behind those of the instances, which are held meanwhile
 
@@ -191,6 +192,8 @@ class PixelFiles:
                 return
             folder.mkdir(parents=True, exist_ok=True)
             _fsync_folder(folder.parent)  # else a power cut could take the folder with its files
+            if len(self._durable) >= MOST_KNOWN_FOLDERS:
+                self._durable.clear()  # to sync one again costs little
             self._durable.add(folder)
 
 
