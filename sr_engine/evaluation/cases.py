@@ -67,21 +67,36 @@ class Degradation:
     profiles: tuple[ProfileName, ProfileName, ProfileName]
 
 
-def judged(data: Path, contrast: str = "T1w", use: str = "evaluation") -> list[Path]:
+def judged(
+    data: Path, contrast: str = "T1w", use: str = "evaluation", cases: str = ""
+) -> list[Path]:
     """Return the volumes of a manifest that can serve as a reference.
 
     Choices are made on those of `use` "validation", claims on "evaluation". The T1w of the MS
-    patients are resampled thick slices and left out.
+    patients are resampled thick slices and left out. `cases` is a text that the names must hold.
+
+    Raises
+    ------
+    InputRefused
+        If there is none: a report without rows would look like one that found nothing wrong.
     """
     with (data / "manifest.csv").open(newline="") as file:
-        return [
+        paths = [
             data / row["file"]
             for row in csv.DictReader(file)
             if row["use"] == use
             and row["contrast"].startswith(contrast)
             and not (contrast == "T1w" and row["file"].startswith("ms_"))
             and max(float(v) for v in row["voxel_mm"].split("x")) <= FINEST_MM
+            and cases in row["file"]
         ]
+    if not paths:
+        named = f" with {cases!r} in its name" if cases else ""
+        raise InputRefused(
+            f"{data}: no volume{named} can be a {contrast} reference "
+            f"(use {use}, voxels of at most {FINEST_MM} mm)"
+        )
+    return paths
 
 
 def read_case(path: Path) -> Case:

@@ -72,9 +72,8 @@ def evaluate(
     student = tools.bundles.get("student")
     header = {"weights_sha256": student.sha256 if student else "", "steps": tools.steps}
     ledger = Ledger(out, KEYS, MADE_WITH, header)
-    for path in judged(data, contrast, use):
-        if cases in path.name:
-            _evaluate_case(path, inputs, chosen, tools, extras or Extras(), ledger, say)
+    for path in judged(data, contrast, use, cases):
+        _evaluate_case(path, inputs, chosen, tools, extras or Extras(), ledger, say)
     rows = compared(ledger.rows)
     means = mean_rows(rows)
     for mean in means:

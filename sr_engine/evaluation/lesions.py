@@ -107,9 +107,7 @@ def measure_lesions(
     chosen = [tools.method(name) for name in methods]
     planted = f"{count} of {','.join(f'{size:g}' for size in sizes_mm)} mm"
     ledger = Ledger(out, KEYS, MADE_WITH, {"contrast_of_white_matter": CONTRAST})
-    for path in judged(data, use=use):
-        if cases not in path.name:
-            continue
+    for path in judged(data, use=use, cases=cases):
         name = path.name.split(".nii")[0]
         missing = {
             given: [m for m in chosen if not _known(ledger, name, given, m, tools, planted)]

@@ -37,7 +37,7 @@ def measure_real_lesions(
     InputRefused
         If not exactly one volume is chosen, or the mask holds no lesion of it.
     """
-    paths = [path for path in judged(data, contrast) if cases in path.name]
+    paths = judged(data, contrast, cases=cases)
     if len(paths) != 1:
         raise InputRefused(f"{len(paths)} {contrast} volumes match {cases!r}; a mask needs one")
     case = read_case(paths[0])

@@ -26,6 +26,12 @@ def test_choices_are_made_on_volumes_that_nothing_is_claimed_of(shared_dir):
     assert not names & {path.name for path in judged(folder)}
 
 
+@pytest.mark.parametrize(("contrast", "cases"), [("T2w", ""), ("T1w", "nobody")])
+def test_no_volume_at_all_is_refused(shared_dir, contrast, cases):
+    with pytest.raises(InputRefused, match=rf"{cases}.* {contrast} reference"):
+        judged(shared_dir / "data" / "volumes", contrast, cases=cases)
+
+
 def test_the_flair_with_fine_voxels_is_the_only_other_contrast(shared_dir):
     folder = shared_dir / "data" / "volumes"
     names = [path.name for path in judged(folder, "FLAIR")]
