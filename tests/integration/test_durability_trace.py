@@ -40,25 +40,27 @@ if sabotage == "file is copied, not renamed":
             fsync(file.fileno())
     os.rename = copy
 
+from dataclasses import replace
 from dicom_node.settings import Settings
-from dicom_node.store import database, open_store
-from dicom_node.network import scp as scp_module
+from dicom_node.store import engines, open_store
+from dicom_node.network import keeping, scp as scp_module
 from dicom_node.pixel_files import PixelFiles
 
 if sabotage == "database is not synced":
-    prepare = database.prepare_sqlite
+    prepare = engines.prepare_sqlite
     def careless(connection, record):
         prepare(connection, record)
         connection.execute("PRAGMA synchronous=OFF")
-    database.prepare_sqlite = careless
+    engines.prepare_sqlite = careless
 if sabotage == "answer comes first":
-    take_in = scp_module.take_in
+    take_in = keeping.take_in
     class Answer:
         status = 0
-    def early(*arguments):
-        threading.Timer(1.0, take_in, arguments).start()
+    def early(incoming, *others):
+        copied = replace(incoming, encoded=bytes(incoming.encoded))
+        threading.Timer(1.0, take_in, (copied, *others)).start()
         return Answer
-    scp_module.take_in = early
+    keeping.take_in = early
 
 settings = Settings.model_validate_json(sys.stdin.readline())
 store = open_store(settings.database_url)
@@ -172,14 +174,15 @@ def receive_one(folder: Path, sabotage: str = "none") -> Traced:
     log = folder / "trace"
     command = ["strace", "-f", "-yy", "-s", "8", "-o", str(log), "-e", f"trace={CALLS}"]
     command += [sys.executable, "-c", RECEIVER, sabotage, str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         process.stdin.write(rig_settings(folder).model_dump_json() + "\n")
         process.stdin.flush()
         lines = iter(process.stdout.readline, "")
         said = next((line for line in lines if line.startswith("port")), "")
-        if not said:
-            pytest.skip("strace cannot trace a process here (ptrace is not permitted)")
+        assert said, process.communicate()[1]  # it has ended
         [item] = write_series(folder / "a", 1)
         [outcome] = scu.send([item], destination(int(said.split()[1])), "MR1")
         if sabotage == "answer comes first":
@@ -199,6 +202,8 @@ def traced(tmp_path_factory) -> Traced:
     """The trace of the node as it is."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
+    if subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True).returncode:
+        pytest.skip("strace cannot trace a process here (ptrace is not permitted)")
     return receive_one(tmp_path_factory.mktemp("trace") / "node")
 
 
