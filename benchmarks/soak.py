@@ -321,11 +321,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         with storescp(folder / "archive", "--ignore") as archive:
             report = soak(folder, archive, arguments)
-    report["good"] = good(report)
-    text = json.dumps(report, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text)
+        report["good"] = good(report)
+        text = json.dumps(report, indent=1)
+        print(text, flush=True)  # before the files go, which takes minutes
+        if arguments.json:
+            arguments.json.write_text(text)
     return 0 if report["good"] else 1
 
 
