@@ -10,6 +10,7 @@ from dicom_node.gate_geometry import text
 from sr_engine.dicom.provenance import Provenance
 
 TOLERANCE_MM = 0.01
+SPREAD = "spread"  # of the companions, the one that is made of pixels
 IDENTITY = (
     "PatientName",
     "PatientID",

@@ -11,12 +11,12 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_node import gate_geometry as geometry
-from dicom_node.gate_case import IDENTITY, TOLERANCE_MM, Beside, Registry, Slice, uid_of
+from dicom_node.gate_case import IDENTITY, SPREAD, TOLERANCE_MM, Beside, Registry, Slice, uid_of
 from dicom_node.gate_geometry import text, values
 from sr_engine.dicom import provenance as engine_provenance
 from sr_engine.errors import InputRefused
 
-SPREAD, KEY_OBJECTS, PRESENTATION = "spread", "key_objects", "presentation"
+KEY_OBJECTS, PRESENTATION = "key_objects", "presentation"
 # Copied from the source: they name studies, patients and orders, no image.
 OF_THE_STUDY = (
     "ReferencedStudySequence",

@@ -7,10 +7,9 @@ from pydicom.dataset import Dataset
 
 from dicom_node import gate_frames, gate_multiframe, gate_pixels
 from dicom_node import gate_geometry as geometry
-from dicom_node.gate_case import TOLERANCE_MM, Beside, Registry, uid_of
+from dicom_node.gate_case import SPREAD, TOLERANCE_MM, Beside, Registry, uid_of
 from dicom_node.gate_geometry import text, values
 
-SPREAD = "spread"
 RULES: Registry[Beside] = Registry()
 
 

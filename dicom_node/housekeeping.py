@@ -11,6 +11,7 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, pixel_files, retention, telemetry, withdrawal
+from dicom_node.edges import failure_of
 from dicom_node.errors import StoreUnavailable, UnknownJob
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
@@ -206,18 +207,18 @@ def run_guarded(
     clock: ClockGuard | None = None,
 ) -> None:
     """Run one task once; a failure is logged and remembered, and the next run comes anyway."""
-    try:
+
+    def run() -> None:
         if clock is not None:
             clock.check()
         task.run(store, settings, utc_now())
-    except StoreUnavailable as error:  # says all in one line, which comes every second
+
+    error = failure_of(run)
+    failures.note(task.name, failed=error is not None)
+    if isinstance(error, StoreUnavailable):  # says all in one line, which comes every second
         log.error("housekeeping.failed", name=task.name, reason=str(error))
-        failures.note(task.name, failed=True)
-    except Exception:  # the periodic job's edge: one bad minute must not end the service
-        log.exception("housekeeping.failed", name=task.name)
-        failures.note(task.name, failed=True)
-    else:
-        failures.note(task.name, failed=False)
+    elif error:
+        log.error("housekeeping.failed", name=task.name, exc_info=error)
 
 
 def start(

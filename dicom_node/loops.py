@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from dicom_node import telemetry
+from dicom_node.edges import failure_of
 from dicom_node.errors import NodeError
 
 log = telemetry.get_logger()
@@ -40,13 +41,9 @@ class Loop:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            try:
-                self._step()
-            except NodeError as error:  # the database is away, for example: it says all itself
+            error = failure_of(self._step)
+            self._failed = error is not None
+            if isinstance(error, NodeError):  # the database is away, for example: it says all
                 log.error(f"{self._name}.failed", reason=str(error))
-                self._failed = True
-            except Exception:  # the periodic job's edge: one bad step must not end the loop
-                log.exception(f"{self._name}.failed")
-                self._failed = True
-            else:
-                self._failed = False
+            elif error:
+                log.error(f"{self._name}.failed", exc_info=error)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dicom_node import telemetry
+from dicom_node.edges import failure_of
 from dicom_node.errors import NodeError, UnknownPeer
 from dicom_node.loops import Loop
 from dicom_node.network import scu, stow
@@ -149,15 +150,14 @@ class Sender:
 
     def _attempt(self, task: DeliveryTask) -> bool:
         """Send one delivery; return False where something broke that nobody foresaw."""
-        try:
-            self._deliver(task)
-        except NodeError:
-            raise
-        except Exception as error:  # the destination's edge: the others behind it are sent
-            log.exception("delivery.crashed", delivery=task.delivery_id, job=task.job_id)
+        error = failure_of(lambda: self._deliver(task))
+        if isinstance(error, NodeError):
+            raise error
+        if error:  # the others behind it are sent all the same
+            fields = {"delivery": task.delivery_id, "job": task.job_id}
+            log.error("delivery.crashed", **fields, exc_info=error)
             self._try_again(task, f"Internal failure ({type(error).__name__}), see the log.")
-            return False
-        return True
+        return error is None
 
     def _deliver(self, task: DeliveryTask) -> None:
         """Send one delivery and record how it went."""

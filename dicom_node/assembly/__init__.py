@@ -3,12 +3,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from dicom_node import telemetry
 from dicom_node.assembly import rejections
 from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
 from dicom_node.assembly.summary import summarise
+from dicom_node.edges import failure_of
 from dicom_node.errors import StoreUnavailable
 from dicom_node.rules import RETURN_TO_SENDER, Decision, SeriesSummary, decide
 from dicom_node.settings import Settings
@@ -121,17 +123,20 @@ def tick(store: Store, settings: Settings, now: datetime) -> list[int]:
 
     Whole is a series of which an MPPS or an IAN names the instances, when all of them are here.
     """
-    decided = []
+    decided: list[int] = []
+
+    def one(job_id: int, series_id: int) -> None:
+        if settle(store, settings, job_id, series_id, now):
+            decided.append(job_id)
+
     silent_since = now - timedelta(seconds=settings.assembly.idle_s)
     ready = dict.fromkeys([*store.hints.whole(), *store.series.receiving(silent_since, now)])
     for job_id, series_id in ready:
-        try:
-            if settle(store, settings, job_id, series_id, now):
-                decided.append(job_id)
-        except StoreUnavailable:  # for the next series as well
-            raise
-        except Exception as error:  # the series' edge: the others must not wait for this one
-            log.exception("series.undecided", job=job_id)
+        error = failure_of(partial(one, job_id, series_id))
+        if isinstance(error, StoreUnavailable):  # for the next series as well
+            raise error
+        if error:  # the others must not wait for this one
+            log.error("series.undecided", job=job_id, exc_info=error)
             put_aside(store, job_id, error, now)
     return decided
 
@@ -155,15 +160,17 @@ def settle(store: Store, settings: Settings, job_id: int, series_id: int, now: d
 
 def put_aside(store: Store, job_id: int, error: Exception, now: datetime) -> None:
     """Hold a series that cannot be judged; where not even that can be done, it is tried again."""
-    try:
+
+    def hold() -> None:
         reason = (
             f"Held: series {store.jobs.get(job_id).series_uid} could not be judged "
             f"({type(error).__name__}, see the log lines with job {job_id}). Cancel it, or release "
             "it: the result is computed and stays here. A rejection note may not have been obeyed."
         )
         store.jobs.transition(job_id, "hold", now, reason=reason, held_by=HeldBy.COMPLETENESS)
-    except Exception:  # the same edge
-        log.exception("series.not_held", job=job_id)
+
+    if failure := failure_of(hold):
+        log.error("series.not_held", job=job_id, exc_info=failure)
 
 
 def volume_of(instances: Sequence[InstanceHeader]) -> frozenset[str]:

@@ -171,6 +171,13 @@ def document_in(content: bytes) -> Any:
         return None
 
 
+def data_set_in(content: bytes) -> Mapping[str, Any]:
+    """Return the one data set of an answer in DICOM JSON, an empty one where there is none."""
+    found = document_in(content)
+    document = found[0] if isinstance(found, list) and found else found
+    return document if isinstance(document, dict) else {}
+
+
 def trust(peer: PeerSettings) -> ssl.SSLContext:
     """Return whose certificates are believed: those of the peer's CA, or the system's.
 

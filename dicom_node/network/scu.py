@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
+from dicom_node.edges import failure_of
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
@@ -228,12 +229,13 @@ def send_side_by_side(
     agenda = Agenda(waiting, lanes)
     errors: list[Exception] = []
 
+    def send_some() -> None:
+        for outcome in lane(agenda, terms):
+            note(outcome)
+            outcomes.append(outcome)
+
     def run() -> None:
-        try:
-            for outcome in lane(agenda, terms):
-                note(outcome)
-                outcomes.append(outcome)
-        except Exception as error:  # raised below, when all lanes have ended
+        if error := failure_of(send_some):  # raised below, when all lanes have ended
             agenda.close()
             errors.append(error)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dicom_node import telemetry
+from dicom_node.edges import failure_of
 from dicom_node.network import dimse
 from dicom_node.network.dimse import VERIFICATION, BadCommand, Command
 from dicom_node.network.limits import Complaints, LimitExceeded, Limits
@@ -263,11 +264,12 @@ class StorageAssociation:
             transfer_syntax=context.transfer_syntax,
             encoded=self._message.data,
         )
-        try:
-            return self._service.store(self._peer, arrived)
-        except Exception as error:  # the SCP's edge: no success, and the association goes on
+        answers: list[Answer] = []
+        error = failure_of(lambda: answers.append(self._service.store(self._peer, arrived)))
+        if error:  # no success, and the association goes on
             log.error("instance.failed", peer=self._peer.name, exc_info=error)
             return Answer(status=UNABLE_TO_PROCESS)
+        return answers[0]
 
 
 class Message:

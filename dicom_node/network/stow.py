@@ -10,7 +10,7 @@ from typing import Any
 from dicom_node.multipart import DICOM, TYPE, closing, opening
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.dicomweb import PIECE_BYTES, text
-from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
+from dicom_node.network.http import JSON, Reply, WebFault, connected, data_set_in
 from dicom_node.network.scu import Item, Outcome, sendable
 from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict, classify, http_fault
@@ -101,7 +101,7 @@ def store(batch: Sequence[Item], peer: PeerSettings, timeouts: Timeouts) -> Iter
     reply = post(boundary, batch, peer, timeouts)
     if reply.status_code not in ANSWERED:
         raise WebFault(http_fault(reply.status_code), f"HTTP {reply.status_code}")
-    document = answer_in(reply)
+    document = data_set_in(reply.content)
     statuses = statuses_in(document)
     if not statuses and reply.status_code == 409:
         raise WebFault(Fault.CONFLICT, "HTTP 409")
@@ -146,13 +146,6 @@ def pieces(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while piece := file.read(PIECE_BYTES):
             yield piece
-
-
-def answer_in(reply: Reply) -> Mapping[str, Any]:
-    """Return the data set that answers STOW-RS, an empty one where there is none."""
-    found = document_in(reply.content)
-    document = found[0] if isinstance(found, list) and found else found
-    return document if isinstance(document, dict) else {}
 
 
 def statuses_in(document: Mapping[str, Any]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
-from dicom_node.network.http import JSON, Reply, WebFault, connected, document_in
+from dicom_node.network.http import JSON, Reply, WebFault, connected, data_set_in
 from dicom_node.retry import Fault, http_fault
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Reference
@@ -143,9 +143,7 @@ class Manager:
             url = f"{self.peer.url}/workitems/{uid}"
             reply = client.ask("GET", url, headers={"Accept": JSON})
         refuse(reply)
-        found = document_in(reply.content)
-        document = found[0] if isinstance(found, list) and found else found
-        return text(document, STATE) if isinstance(document, dict) else ""
+        return text(data_set_in(reply.content), STATE)
 
     def _change(self, uid: str, state: str, transaction_uid: str) -> None:
         said = {STATE: value("CS", state), TRANSACTION: value("UI", transaction_uid)}
