@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -264,15 +264,12 @@ def csrf_header(request: Request) -> str | None:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form, or raise Denied when it is none, or longer than any of ours."""
+    """Return the fields of a form, or raise Denied when it is longer than any of ours."""
     body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MOST_BYTES:
-                raise Denied(413, "this form is too long")
-    except ClientDisconnect:
-        raise Denied(400, "this form ends in the middle") from None
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise Denied(413, "this form is too long")
     try:
         fields = parse_qs(body.decode(), max_num_fields=10)
     except ValueError:

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -327,8 +327,17 @@ def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(SecurityHeaders), Middleware(Gate, guard=guard)],
-        exception_handlers={StoreUnavailable: unavailable, NodeError: pages.refused},
+        exception_handlers={
+            StoreUnavailable: unavailable,
+            NodeError: pages.refused,
+            ClientDisconnect: hung_up,
+        },
     )
+
+
+def hung_up(request: Request, error: Exception) -> Response:
+    """Return what nobody will read: whoever ends a request in the middle is no error of ours."""
+    return Response(status_code=400)
 
 
 def unavailable(request: Request, error: Exception) -> Response:

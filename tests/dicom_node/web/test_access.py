@@ -313,14 +313,22 @@ def test_a_form_that_is_too_long_is_cut(closed):
         assert client.post("/login", content=b"token=" + b"x" * 10_000).status_code == 413
 
 
-def test_a_form_that_ends_in_the_middle_is_no_error_of_ours(tmp_path):
+STORING = 'multipart/related; type="application/dicom"; boundary=xyz'
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/login", "application/x-www-form-urlencoded"), ("/dicom-web/studies", STORING)],
+)
+def test_a_request_that_ends_in_the_middle_is_no_error_of_ours(tmp_path, path, kind):
     lines = io.StringIO()
     telemetry.configure_logging(lines)
-    with site(tmp_path) as running:
+    with site(tmp_path, stow=True) as running:
         host, port = running.url.removeprefix("http://").rstrip("/").split(":")
+        head = [f"POST {path} HTTP/1.1", f"Host: {host}:{port}", f"Content-Type: {kind}"]
+        head += [f"Authorization: Bearer {running.tokens['sender']}", "Content-Length: 100"]
         with socket.create_connection((host, int(port)), timeout=20) as caller:
-            head = f"POST /login HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 100\r\n\r\n"
-            caller.sendall(head.encode() + b"token=")
+            caller.sendall("\r\n".join([*head, "", "--xyz"]).encode())
         with running.client() as client:  # whoever comes next waits for the loop's next turn
             for _ in range(3):
                 assert client.get("/healthz").status_code in (200, 503)
