@@ -4,4 +4,5 @@ import sys
 
 from sr_engine.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that simulate scenes import this file
+    sys.exit(main())

@@ -163,10 +163,12 @@ def loss_weight(sigma: Tensor) -> Tensor:
 def sample_sigma(config: ModelConfig, count: int, generator: torch.Generator) -> Tensor:
     """Return `count` noise levels: a third at sigma_max, the rest log-uniform.
 
-    The first step of a few-step sampler decides most of the result, so its level gets its share.
+    They lie on the generator's device. The first step of a few-step sampler decides most of the
+    result, so its level gets its share.
     """
-    u = torch.rand(count, generator=generator)
-    low, high = torch.tensor(config.sigma_min).log(), torch.tensor(config.sigma_max).log()
+    device = generator.device
+    u = torch.rand(count, generator=generator, device=device)
+    low, high = math.log(config.sigma_min), math.log(config.sigma_max)
     sigma = (low + u * (high - low)).exp()
-    first = torch.rand(count, generator=generator) < 1 / 3
+    first = torch.rand(count, generator=generator, device=device) < 1 / 3
     return torch.where(first, torch.full_like(sigma, config.sigma_max), sigma)

@@ -92,12 +92,13 @@ class Distiller:
         from sr_engine.training.train import denoising_loss, hardness
 
         own = denoising_loss(student, batch, self.config, generator)
-        steps = self.steps_at(progress)
-        levels = noise_levels(student.config, steps)
-        index = torch.randint(steps, (len(batch.high),), generator=generator)
+        batch = batch.first(max(1, int(self.config.distill_share * len(batch.high))))
         device = batch.high.device
-        high, low = levels[index].to(device), levels[index + 1].to(device)
-        mid = halve(levels)[index].to(device)
+        steps = self.steps_at(progress)
+        levels = noise_levels(student.config, steps).to(device)
+        index = torch.randint(steps, (len(batch.high),), generator=generator, device=device)
+        high, low = levels[index], levels[index + 1]
+        mid = halve(levels)[index]
         target, taught, x = self._teach(student, batch, (high, mid, low), index == 0, generator)
         features: list[Tensor] = []
         latent = student.condition(batch.condition.slices)
@@ -123,10 +124,11 @@ class Distiller:
         """
         condition: Condition = batch.condition
         with torch.no_grad():
-            clean = student.residual(batch.high, condition.slices)
-            noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+            with torch.autocast(batch.high.device.type, enabled=False):
+                clean = student.residual(batch.high, condition.slices)
+            noise = torch.randn(clean.shape, generator=generator, device=clean.device)
             x = clean + levels[0][:, None, None, None] * noise
-            x[first.to(x.device)] = 0
+            x = torch.where(first[:, None, None, None], 0, x)
             # One variable for both: the teacher's unit is its own residual_std.
             unit = student.config.residual_std / self.teacher.config.residual_std
             latent = self.teacher.condition(condition.slices)

@@ -22,10 +22,12 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
+    if x.is_cuda:
+        x = x.bfloat16()
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.T
+    return (x if wide is matrix else x.T).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

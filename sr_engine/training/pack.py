@@ -1,23 +1,16 @@
-"""Volumes into shards: what training reads on a machine that has only torch and numpy.
-
-A shard holds one volume, cropped to the head, as 16-bit integers with its mask; its metadata hold
-the source's hash and licence, which travel on into the weight file.
-"""
+"""Volumes into shards: what training reads on a machine that has only torch and numpy."""
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from sr_engine.errors import InputRefused
 from sr_engine.physics.intensity import head_mask
-from sr_engine.training.dataset import PIXEL_SCALE
+from sr_engine.training.shards import write_shard
 
 MARGIN = 6  # voxels kept around the head
 
@@ -38,7 +31,6 @@ def pack(manifest: Path, out: Path, report: Callable[[str], None]) -> list[Path]
         rows = [row for row in csv.DictReader(file) if _admitted(row)]
     for number, row in enumerate(rows, 1):
         path = out / row["use"] / (row["file"].split(".nii")[0] + ".safetensors")
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write_shard(manifest.parent / row["file"], row, path)
         written.append(path)
         report(f"{number}/{len(rows)} {path.name}")
@@ -67,7 +59,6 @@ def _write_shard(source: Path, row: dict[str, str], path: Path) -> None:
         for where in np.nonzero(mask)
     )
     volume, mask = volume[box], mask[box]
-    scaled = volume / np.percentile(volume[mask], 99.9) * PIXEL_SCALE
     meta = {
         "name": source.name,
         "whole_head": row["skull_stripped"] == "no",
@@ -75,8 +66,4 @@ def _write_shard(source: Path, row: dict[str, str], path: Path) -> None:
         "licence": row["licence"],
         "source_sha256": sha256,
     }
-    tensors = {
-        "volume": torch.from_numpy(np.clip(np.rint(scaled), 0, 65535).astype(np.uint16, order="C")),
-        "mask": torch.from_numpy(mask.astype(np.uint8, order="C")),
-    }
-    save_file(tensors, path, {"shard": json.dumps(meta)})
+    write_shard(path, volume / np.percentile(volume[mask], 99.9), mask, meta)

@@ -27,17 +27,21 @@ from sr_engine.model.diffusion import (
     parameter_count,
     sample_sigma,
 )
+from sr_engine.model.unet import ResidualBlock
 from sr_engine.training.checkpoint import load_state, save_state
-from sr_engine.training.dataset import Batch, SlicePool, has_shards, read_shards
+from sr_engine.training.dataset import Batch, SlicePool
 from sr_engine.training.distill import Distiller
+from sr_engine.training.feed import FedPool
 from sr_engine.training.grow import grow
 from sr_engine.training.muon import Muon, is_matrix
+from sr_engine.training.shards import read_shards, shard_paths
 
 Report = Callable[[str], None]
 STAGES = ("autoencoder", "teacher", "student")
 AVERAGE_HALF_LIFE_STEPS = 300
 CLIP_NORM = 1.0
-VALIDATION_SCENES, VALIDATION_CROPS, VALIDATION_SEED = 6, 96, 5
+COMPILED_SHAPES = 64  # of one block, before torch gives up compiling
+VALIDATION_SCENES, VALIDATION_CROPS, VALIDATION_CROP, VALIDATION_SEED = 12, 192, 64, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,16 @@ class TrainConfig:
     initial: str = ""  # weight file of the same or narrower networks to start from; empty: random
     teacher: str = ""  # student: weight file to distil from; empty: from the data alone
     distill_steps: tuple[int, ...] = (4, 2, 1)  # teacher steps are halved stage by stage
+    distill_share: float = 1.0  # of a batch: what the teacher is asked about; it costs most
     distill_weight: float = 0.5
     feature_weight: float = 0.05
     first_share: float = 0.5  # of a batch: starts where the sampler does, at zero
     trajectory_share: float = 0.3  # of a batch: lies on the sampler's own path; the rest is noised
     lesion_weight: float = 3.0  # added to the weight of a planted lesion's samples
     half: bool = False  # convolutions in bfloat16: for processors that have such instructions
+    compiled: bool = False  # blocks through torch.compile: for GPUs, costs a minute at the start
+    workers: int = 0  # processes that simulate scenes; 0: the training does it in between
+    last_share: float = 0.02  # of the learning rates, at the end: high where a stage goes on
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @classmethod
@@ -105,15 +113,17 @@ class Trainer:
         elif config.codec:
             self.model.codec.load_state_dict(bundle.load(config.codec).model.codec.state_dict())
         self.model.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.trained = list(self._trained_parameters())
         self.optimisers = build_optimisers(self.trained, config)
-        self.shards = read_shards(Path(config.data))
+        self.shards = read_shards(config.data)
         self.distiller = Distiller.build(config, self.model, self.device)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.scenes = 0, 0.0, 0
         self.losses: list[list[float]] = []
         self.unseen = self._validation_batch()
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def _trained_parameters(self):
         for name, parameter in self.model.named_parameters():
@@ -125,16 +135,29 @@ class Trainer:
 
     def _validation_batch(self) -> Batch | None:
         """Return the same crops of unseen volumes for every run; None without such shards."""
-        if self.config.stage == "autoencoder" or not has_shards(self.config.data, "validation"):
+        if self.config.stage == "autoencoder" or not shard_paths(self.config.data, "validation"):
             return None
         pool = SlicePool(
-            read_shards(Path(self.config.data), "validation"),
+            read_shards(self.config.data, "validation"),
             context=self.config.model.context,
-            crop=self.config.crop,
+            crop=VALIDATION_CROP,
             scenes=VALIDATION_SCENES,
             seed=VALIDATION_SEED,
+            device=self.device,
         )
-        return to_device(pool.batch(VALIDATION_CROPS), self.device)
+        return pool.batch(VALIDATION_CROPS)
+
+    def _pool(self) -> SlicePool:
+        options = {
+            "context": self.config.model.context,
+            "crop": self.config.crop,
+            "scenes": self.config.scenes,
+            "seed": self.config.seed + self.step,
+            "device": self.device,
+        }
+        if self.config.workers:
+            return FedPool(self.shards, workers=self.config.workers, **options)
+        return SlicePool(self.shards, **options)
 
     @property
     def state_path(self) -> Path:
@@ -151,14 +174,11 @@ class Trainer:
     def run(self) -> str:
         """Train until the budget is spent; return the SHA-256 of the weight file."""
         config = self.config
-        pool = SlicePool(
-            self.shards,
-            context=config.model.context,
-            crop=config.crop,
-            scenes=config.scenes,
-            seed=config.seed + self.step,
-        )
-        budget, started, before = config.minutes * 60, time.monotonic(), self.seconds
+        started, before = time.monotonic(), self.seconds
+        pool = self._pool()
+        if config.compiled:
+            compile_blocks(self.model)
+        budget, stage = config.minutes * 60, None
         spoken, kept, recent = 0.0, started, []
         while self.seconds < budget:
             if self.step % config.refresh_every == 0:
@@ -166,7 +186,7 @@ class Trainer:
             recent.append(self._update(pool.batch(config.batch), self.seconds / budget))
             self.step += 1
             now = time.monotonic()
-            self.seconds = before + now - started
+            self.seconds, self.scenes = before + now - started, pool.replaced
             if now - spoken > 30:
                 spoken = now
                 self._tell(recent, budget)
@@ -175,11 +195,25 @@ class Trainer:
                 kept = now
                 self._save_state()
                 self.write()
+            if self.distiller is not None:
+                stage = self._keep_stage(stage)
+        pool.close()
         self._save_state()
         return self.write()
 
-    def _tell(self, recent: list[float], budget: float) -> None:
-        mean = sum(recent) / len(recent)
+    def _keep_stage(self, before: int | None) -> int | None:
+        """Keep the weights of a stage of the distillation that ends; return the stage."""
+        assert self.distiller is not None
+        progress = self.seconds / (self.config.minutes * 60)
+        now = self.distiller.steps_at(progress) if progress < 1 else None
+        if before is not None and now not in (before, None):
+            self.write(Path(self.config.out).with_suffix(f".steps{before}.safetensors"))
+        return now
+
+    def _tell(self, recent: list[Tensor], budget: float) -> None:
+        mean = float(torch.stack(recent).mean())
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} before step {self.step}")
         row, unseen = [self.step, round(self.seconds, 1), round(mean, 5)], ""
         if self.unseen is not None:
             gain = first_step_gain_db(self.average, self.unseen)
@@ -191,8 +225,7 @@ class Trainer:
             f"{self.seconds / 60:.1f}/{budget / 60:.0f} min"
         )
 
-    def _update(self, batch: Batch, progress: float) -> float:
-        batch = to_device(batch, self.device)
+    def _update(self, batch: Batch, progress: float) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half):
             loss = self._loss(batch, progress)
         self.model.zero_grad(set_to_none=True)
@@ -205,17 +238,15 @@ class Trainer:
             optimiser.step()
         decay = 0.5 ** (1 / min(AVERAGE_HALF_LIFE_STEPS, 1 + self.step / 4))
         with torch.no_grad():
-            for kept, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}")
-        return value
+            kept, new = list(self.average.parameters()), list(self.model.parameters())
+            torch._foreach_lerp_(kept, new, 1 - decay)
+        return loss.detach()  # not read here: the device need not wait for this process
 
     def _learning_rate(self, progress: float) -> float:
         """Return the share of the configured rates: a ramp, then half a cosine."""
         warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        last = self.config.last_share
+        return warm * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
     def _loss(self, batch: Batch, progress: float) -> Tensor:
         if self.config.stage == "autoencoder":
@@ -228,13 +259,14 @@ class Trainer:
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
         save_state(self.state_path, self.model, self.average, self.optimisers, progress)
 
-    def write(self) -> str:
+    def write(self, path: Path | None = None) -> str:
         """Write the averaged weights with their record; return the file's SHA-256."""
         record = {
             "stage": self.config.stage,
             "training": json.loads(json.dumps(asdict(self.config))),
             "data": {shard.name: shard.source_sha256 for shard in self.shards},
             "steps": self.step,
+            "scenes": self.scenes,
             "seconds": round(self.seconds, 1),
             "losses": self.losses,
             "parameters": parameter_count(self.model),
@@ -243,7 +275,7 @@ class Trainer:
             "initial": self.earlier,
             "teacher_sha256": self.distiller.teacher_sha256 if self.distiller else "",
         }
-        return bundle.save(Path(self.config.out), self.average, record)
+        return bundle.save(path or Path(self.config.out), self.average, record, self.config.half)
 
 
 def build_optimisers(parameters: list[Tensor], config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -270,21 +302,12 @@ def device_name(device: torch.device) -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on `device`."""
-    if device.type == "cpu":
-        return batch
-    condition = type(batch.condition)(
-        **{k: getattr(batch.condition, k).to(device, non_blocking=True)
-           for k in ("slices", "b", "g", "acquisition")}
-    )  # fmt: skip
-    return Batch(
-        high=batch.high.to(device),
-        condition=condition,
-        mask=batch.mask.to(device),
-        error=batch.error.to(device),
-        planted=batch.planted.to(device),
-    )
+def compile_blocks(model: SuperResolver) -> None:
+    """Have torch compile every residual block, for the shapes that it meets."""
+    torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+    for block in model.modules():
+        if isinstance(block, ResidualBlock):
+            block.compile(dynamic=False)
 
 
 def denoising_loss(
@@ -300,14 +323,15 @@ def denoising_loss(
     Source: Karras 2022, equation 2 with the weights of table 1.
     """
     device = batch.high.device
-    clean = model.residual(batch.high, batch.condition.slices)
+    with torch.autocast(device.type, enabled=False):
+        clean = model.residual(batch.high, batch.condition.slices)
     count = len(clean)
     latent = model.condition(batch.condition.slices)
     first = int(config.first_share * count)
     own = slice(first, first + int(config.trajectory_share * count))
-    sigma = sample_sigma(model.config, count, generator).to(device)
+    sigma = sample_sigma(model.config, count, generator)
     sigma[:first] = model.config.sigma_max
-    noise = torch.randn(clean.shape, generator=generator).to(device)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
     noised = clean + sigma[:, None, None, None] * noise
     noised[:first] = 0
     if own.stop > own.start:

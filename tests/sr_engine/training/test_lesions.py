@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
-from sr_engine.training.dataset import Shard, SlicePool
+from sr_engine.training.dataset import SlicePool
 from sr_engine.training.lesions import CONTRAST, plant
+from sr_engine.training.shards import Shard
 from sr_engine.training.train import TrainConfig, denoising_loss
 
 SHAPE = (40, 48, 44)

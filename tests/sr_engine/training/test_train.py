@@ -1,18 +1,16 @@
 """The stages run, resume, distil, and leave their record in the weight file."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sr_engine.errors import RecipeError
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig
-from sr_engine.training.dataset import PIXEL_SCALE
 from sr_engine.training.distill import halve, two_step_target
+from sr_engine.training.shards import write_shard
 from sr_engine.training.train import TrainConfig, Trainer, train
 
 SMALL = ModelConfig(widths=(8, 16), condition_channels=4, condition_width=8)
@@ -24,14 +22,9 @@ def data(tmp_path):
     k, i, j = np.meshgrid(*[np.linspace(-1, 1, 40)] * 3, indexing="ij")
     radius = np.sqrt(k**2 + i**2 + j**2)
     volume = np.where(radius < 0.9, 0.6 + 0.3 * np.sin(12 * i) * np.cos(9 * j), 0)
-    folder = tmp_path / "shards" / "train"
-    folder.mkdir(parents=True)
-    tensors = {
-        "volume": torch.from_numpy((volume * PIXEL_SCALE).astype(np.uint16)),
-        "mask": torch.from_numpy((radius < 0.9).astype(np.uint8)),
-    }
     meta = {"name": "ball", "whole_head": False, "source_sha256": "ab" * 32}
-    save_file(tensors, folder / "ball.safetensors", {"shard": json.dumps(meta)})
+    path = tmp_path / "shards" / "train" / "ball.safetensors"
+    write_shard(path, volume, radius < 0.9, meta)
     return tmp_path
 
 
@@ -63,6 +56,14 @@ def test_a_student_learns_from_data_and_its_file_tells_how(data):
     assert loaded.record["steps"] > 0
     assert loaded.record["seconds"] >= 3
     assert "threads" in loaded.record["device"]
+
+
+def test_scenes_that_other_processes_simulate_train_a_student_too(data):
+    train(config(data, "student", workers=1), report=quiet)
+
+    record = bundle.load(data / "student.safetensors").record
+    assert record["steps"] > 0
+    assert record["scenes"] >= 2
 
 
 def test_training_goes_on_where_it_stopped(data):
@@ -110,6 +111,9 @@ def test_a_student_is_distilled_from_a_wider_teacher(data):
 
     record = bundle.load(data / "student.safetensors").record
     assert record["teacher_sha256"] == teacher_sha256
+    stages = [bundle.load(data / f"student.steps{steps}.safetensors") for steps in (4, 2)]
+    assert [stage.record["teacher_sha256"] for stage in stages] == [teacher_sha256] * 2
+    assert stages[0].record["steps"] < stages[1].record["steps"] < record["steps"]
     codec = bundle.load(data / "student.safetensors").model.codec.state_dict()
     theirs = bundle.load(teacher).model.codec.state_dict()
     assert all(torch.equal(codec[key], theirs[key]) for key in codec)
@@ -132,10 +136,12 @@ def test_one_student_step_to_the_target_lands_where_two_teacher_steps_do():
     assert torch.allclose(student, end, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "teacher", "student", "regression"])
+@pytest.mark.parametrize("name", ["autoencoder", "base", "teacher", "student", "regression"])
 def test_the_shipped_configurations_can_be_read(name, request):
     path = request.config.rootpath / "config" / "training" / f"{name}.toml"
-    assert TrainConfig.read(path).stage == {"regression": "student"}.get(name, name)
+    assert TrainConfig.read(path).stage == {"regression": "student", "base": "student"}.get(
+        name, name
+    )
 
 
 def test_an_unknown_key_of_a_configuration_is_named(tmp_path):
