@@ -40,6 +40,7 @@ Report = Callable[[str], None]
 STAGES = ("autoencoder", "teacher", "student")
 AVERAGE_HALF_LIFE_STEPS = 300
 CLIP_NORM = 1.0
+SPEAK_EVERY_S, KEEP_EVERY_S = 20.0, 200.0
 COMPILED_SHAPES = 64  # of one block, before torch gives up compiling
 VALIDATION_SCENES, VALIDATION_CROPS, VALIDATION_CROP, VALIDATION_SEED = 12, 192, 64, 5
 
@@ -179,7 +180,7 @@ class Trainer:
         if config.compiled:
             compile_blocks(self.model)
         budget, stage = config.minutes * 60, None
-        spoken, kept, recent = 0.0, started, []
+        spoken, kept, recent = started - SPEAK_EVERY_S, started, []
         while self.seconds < budget:
             if self.step % config.refresh_every == 0:
                 pool.refresh()
@@ -187,11 +188,10 @@ class Trainer:
             self.step += 1
             now = time.monotonic()
             self.seconds, self.scenes = before + now - started, pool.replaced
-            if now - spoken > 30:
-                spoken = now
-                self._tell(recent, budget)
-                recent = []
-            if now - kept > 240:
+            if now - spoken > SPEAK_EVERY_S:
+                self._tell(recent, budget, now - spoken)
+                spoken, recent = now, []
+            if now - kept > KEEP_EVERY_S:
                 kept = now
                 self._save_state()
                 self.write()
@@ -210,7 +210,7 @@ class Trainer:
             self.write(Path(self.config.out).with_suffix(f".steps{before}.safetensors"))
         return now
 
-    def _tell(self, recent: list[Tensor], budget: float) -> None:
+    def _tell(self, recent: list[Tensor], budget: float, seconds: float) -> None:
         mean = float(torch.stack(recent).mean())
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} before step {self.step}")
@@ -222,7 +222,8 @@ class Trainer:
         self.losses.append(row)
         self.report(
             f"{self.config.stage} step {self.step} loss {mean:.4f} {unseen}"
-            f"{self.seconds / 60:.1f}/{budget / 60:.0f} min"
+            f"{self.seconds / 60:.1f}/{budget / 60:.1f} min, "
+            f"{len(recent) * self.config.batch / seconds:.0f} crops/s, {self.scenes} scenes"
         )
 
     def _update(self, batch: Batch, progress: float) -> Tensor:
