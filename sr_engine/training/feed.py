@@ -6,6 +6,7 @@ bit by bit. Without processes it is.
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ POLITE = 10  # niceness: the process that feeds the device comes first
 
 
 def _simulate_for_ever(shards: list[Shard], seed: int, made: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     os.nice(POLITE)
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)

@@ -19,6 +19,13 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     assert (turned - torch.diag(turned.diag())).abs().max() < 1e-3
 
 
+def test_matrices_of_one_shape_move_together_as_each_would_alone():
+    generator = torch.Generator().manual_seed(3)
+    matrices = torch.randn(3, 24, 18, generator=generator)
+    alone = torch.stack([orthogonalise(matrix) for matrix in matrices])
+    assert torch.allclose(orthogonalise(matrices), alone, atol=1e-5)
+
+
 def test_it_takes_convolutions_and_leaves_thin_ones_and_vectors():
     assert is_matrix(nn.Conv2d(16, 32, 3).weight)
     assert not is_matrix(nn.Conv2d(16, 4, 3).weight)

@@ -111,12 +111,25 @@ def test_a_student_is_distilled_from_a_wider_teacher(data):
 
     record = bundle.load(data / "student.safetensors").record
     assert record["teacher_sha256"] == teacher_sha256
-    stages = [bundle.load(data / f"student.steps{steps}.safetensors") for steps in (4, 2)]
-    assert [stage.record["teacher_sha256"] for stage in stages] == [teacher_sha256] * 2
-    assert stages[0].record["steps"] < stages[1].record["steps"] < record["steps"]
     codec = bundle.load(data / "student.safetensors").model.codec.state_dict()
     theirs = bundle.load(teacher).model.codec.state_dict()
     assert all(torch.equal(codec[key], theirs[key]) for key in codec)
+
+
+def test_the_weights_of_a_stage_of_the_distillation_are_kept_when_it_ends(data):
+    teacher_sha256 = train(config(data, "teacher"), report=quiet)
+    trainer = Trainer(
+        config(data, "student", teacher=str(data / "teacher.safetensors")), "cpu", quiet
+    )
+    stage = None
+    for share in (0.1, 0.2, 0.4, 0.5, 0.9, 1.0):
+        trainer.seconds, trainer.step = 60 * SECONDS * share, int(10 * share)
+        stage = trainer._keep_stage(stage)
+
+    kept = [bundle.load(data / f"student.steps{steps}.safetensors").record for steps in (4, 2)]
+    assert [record["steps"] for record in kept] == [4, 9]
+    assert {record["teacher_sha256"] for record in kept} == {teacher_sha256}
+    assert not (data / "student.steps1.safetensors").exists()
 
 
 def test_one_student_step_to_the_target_lands_where_two_teacher_steps_do():
