@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dicom_node.store import schema
-from dicom_node.store.arrivals import InstanceRow, NewInstance, Recorded
+from dicom_node.store.arrivals import Recorded
 from dicom_node.store.audit import AuditRow, AuditStore
 from dicom_node.store.chain import Proof
 from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, Reported
@@ -17,6 +17,7 @@ from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
 from dicom_node.store.hints import Announcement, HintStore
+from dicom_node.store.instances import InstanceRow, NewInstance
 from dicom_node.store.jobs import JobRow, JobStore
 from dicom_node.store.lots import Limits, Lot
 from dicom_node.store.occupancy import Occupancy

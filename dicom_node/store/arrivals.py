@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,33 +20,25 @@ from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
-from dicom_node.store.moves import create_job, move, new_generation, newest_job
+from dicom_node.store.instances import (
+    OF_INSTANCE,
+    InstanceRow,
+    NewInstance,
+    find_all,
+    to_values,
+)
+from dicom_node.store.moves import (
+    WITH_NEWEST_JOB,
+    create_job,
+    move,
+    new_generation,
+    newest_job,
+)
+from dicom_node.store.prepared import Among, Prepared
 from dicom_node.store.withdrawals import Grounds, withdraw_results
 
 # A person cancelled the series: later slices are kept and counted, but do not undo that.
 STAYS = frozenset({JobState.RECEIVING, JobState.CANCELLED})
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewInstance:
-    """One received instance whose file is already durable."""
-
-    sop_uid: str
-    sop_class: str
-    series_uid: str
-    study_uid: str
-    modality: str
-    description: str
-    path: Path
-    bytes: int
-    sha256: str  # of the file
-    attributes_sha256: str  # of all attributes but the pixels
-    pixels_sha256: str | None = None  # of the decoded pixels, where they were decoded
-    transfer_syntax: str
-    calling_ae: str
-    header: dict[str, Any]
-    same_as: str | None = None  # SHA-256 of a file that was found to hold the same image
-    corrects: str | None = None  # of a file that has the same image with other patient data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,42 +52,23 @@ class Recorded:
     job_id: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class InstanceRow:
-    """One stored instance."""
-
-    id: int
-    sop_uid: str
-    sop_class: str
-    series_id: int
-    path: Path
-    bytes: int
-    sha256: str
-    attributes_sha256: str
-    pixels_sha256: str | None
-    transfer_syntax: str
-    calling_ae: str
-    received_at: datetime
-    header: dict[str, Any]
-    removal_id: int | None  # the decision of retention by which the file goes, or is gone
-    replaced: list[str]  # attributes' digests of what corrections have replaced
-
-
 Arrival = tuple[NewInstance, datetime]
-# Built once: building and keying a statement takes longer than running it.
-OF_INSTANCE = [field.name for field in fields(NewInstance) if field.name in schema.instance.c]
-FIND = sa.select(schema.instance).where(schema.instance.c.sop_uid == sa.bindparam("uid"))
-FIND_ALL = sa.select(schema.instance).where(
-    schema.instance.c.sop_uid.in_(sa.bindparam("uids", expanding=True))
+# Built once: to build a statement takes longer than to run it.
+KNOWN = Among(
+    lambda uids: sa.select(schema.instance.c.id).where(schema.instance.c.sop_uid.in_(uids))
 )
-INSERT = sa.insert(schema.instance)
-COUNT_MORE = (
+INSERT = Prepared(sa.insert(schema.instance), [*OF_INSTANCE, "series_id", "received_at"])
+MORE = {
+    "acknowledged": schema.series.c.acknowledged + sa.bindparam("more"),
+    "last_received_at": sa.bindparam("at", type_=schema.UtcDateTime),
+}
+COUNT = Prepared(
+    sa.update(schema.series).where(schema.series.c.id == sa.bindparam("series_id")).values(**MORE)
+)
+COUNT_BY_UID = (
     sa.update(schema.series)
     .where(schema.series.c.series_uid == sa.bindparam("uid"))
-    .values(
-        acknowledged=schema.series.c.acknowledged + sa.bindparam("more"),
-        last_received_at=sa.bindparam("at"),
-    )
+    .values(**MORE)
     .returning(schema.series.c.id)
 )
 
@@ -139,15 +111,19 @@ def record_alone(database: Database, arrival: Arrival) -> Recorded | Exception:
 def record(database: Database, batch: Sequence[Arrival]) -> list[Recorded | Exception]:
     """Return what became of instances of different UIDs, in one transaction.
 
-    All that concerns one series is done before the next, always in the same order: two processes
-    that bring instances of the same series wait for each other in one direction only.
+    Series are locked always in the same order: two processes that bring instances of the same
+    ones wait for each other in one direction only.
     """
+    ordered, uids = sorted(batch, key=series_of), [new.sop_uid for new, _ in batch]
     outcomes: dict[str, Recorded | Exception] = {}
     with database.transaction() as work:
-        known = find_all(work.connection, [new.sop_uid for new, _ in batch])
-        for _, of_series in groupby(sorted(batch, key=series_of), series_of):
-            outcomes |= record_series(work, list(of_series), known)
-    return [outcomes[new.sop_uid] for new, _ in batch]
+        if KNOWN.run(work.connection, uids).first() is None:
+            outcomes |= insert_instances(work, ordered)
+        else:  # rare: all that concerns one series is done before the next
+            known = find_all(work.connection, uids)
+            for _, of_series in groupby(ordered, series_of):
+                outcomes |= record_series(work, list(of_series), known)
+    return [outcomes[uid] for uid in uids]
 
 
 def series_of(arrival: Arrival) -> str:
@@ -166,8 +142,7 @@ def record_series(
     outcomes: dict[str, Recorded | Exception] = {}
     fresh = [arrival for arrival in arrivals if arrival[0].sop_uid not in known]
     if fresh:
-        job_id = insert_instances(work, fresh)
-        outcomes = {new.sop_uid: Recorded(outcome="new", job_id=job_id) for new, _ in fresh}
+        outcomes |= insert_instances(work, fresh)
     again = [(known[new.sop_uid], new, now) for new, now in arrivals if new.sop_uid in known]
     for row, new, now in sorted(again, key=changes_nothing):
         outcomes[new.sop_uid] = repeated(work, row, new, now)
@@ -180,19 +155,39 @@ def changes_nothing(arrival: tuple[InstanceRow, NewInstance, datetime]) -> bool:
     return row.removal_id is None and new.corrects is None
 
 
-def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> int:
-    """Return the job of instances that are new, all of one series; they are in their rows."""
-    first, last_at = arrivals[0][0], max(now for _, now in arrivals)
-    series_id = upsert_series(work, first, last_at, len(arrivals))
-    job_id = receiving_job(work, series_id, first.series_uid, last_at)
-    work.connection.execute(INSERT, [to_values(new, series_id, now) for new, now in arrivals])
-    return job_id
+def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> dict[str, Recorded]:
+    """Return the outcomes of instances that are new, by UID; they are in their rows.
+
+    `arrivals` are in the order of their series.
+    """
+    joined = join_series(work, arrivals)
+    rows = (to_values(new, joined[new.series_uid][0], now) for new, now in arrivals)
+    INSERT.run_each(work.connection, rows)
+    return {
+        new.sop_uid: Recorded(outcome="new", job_id=joined[new.series_uid][1])
+        for new, _ in arrivals
+    }
 
 
-def to_values(new: NewInstance, series_id: int, now: datetime) -> dict[str, Any]:
-    """Return the row of a new instance."""
-    values = {name: getattr(new, name) for name in OF_INSTANCE}
-    return values | {"path": str(new.path), "series_id": series_id, "received_at": now}
+def join_series(work: Work, arrivals: Sequence[Arrival]) -> dict[str, tuple[int, int]]:
+    """Return the ids of series and job of new instances by series UID: locked and counted.
+
+    A series that is being received is the rule, and one statement finds all of them.
+    """
+    parts = {uid: list(part) for uid, part in groupby(arrivals, series_of)}
+    newest = {row.series_uid: row for row in WITH_NEWEST_JOB.run(work.connection, list(parts))}
+    joined, counts = {}, []
+    for uid, part in parts.items():
+        row, last_at = newest.get(uid), max(now for _, now in part)
+        if row is not None and row.state in STAYS:
+            joined[uid] = row.id, row.job_id
+            counts.append({"series_id": row.id, "more": len(part), "at": last_at})
+        else:
+            series_id = upsert_series(work, part[0][0], last_at, len(part))
+            joined[uid] = series_id, receiving_job(work, series_id, uid, last_at)
+    if counts:
+        COUNT.run_each(work.connection, counts)
+    return joined
 
 
 def repeated(
@@ -213,7 +208,7 @@ def repeated(
 def upsert_series(work: Work, new: NewInstance, now: datetime, count: int) -> int:
     """Return the id of the series of `new`, which counts `count` instances more from now on."""
     values = {"uid": new.series_uid, "more": count, "at": now}
-    series_id = work.connection.execute(COUNT_MORE, values).scalar_one_or_none()
+    series_id = work.connection.execute(COUNT_BY_UID, values).scalar_one_or_none()
     if series_id is not None:
         return int(series_id)
     first = sa.insert(schema.series).values(
@@ -332,26 +327,3 @@ def refuse_other_content(known: InstanceRow, new: NewInstance) -> None:
         same_pixels = known.pixels_sha256 == new.pixels_sha256
     if known.attributes_sha256 != new.attributes_sha256 or not same_pixels:
         raise ConflictingInstance(f"SOP instance {new.sop_uid} is known with other content")
-
-
-def instance_rows() -> sa.Select[Any]:
-    """Return the query that `to_row` reads."""
-    return sa.select(schema.instance)
-
-
-def to_row(row: sa.Row[Any]) -> InstanceRow:
-    """Return a database row as a value."""
-    values = dict(row._mapping)
-    return InstanceRow(**values | {"path": Path(values["path"])})
-
-
-def find(connection: sa.Connection, sop_uid: str) -> InstanceRow | None:
-    """Return the stored instance `sop_uid`, or None."""
-    row = connection.execute(FIND, {"uid": sop_uid}).first()
-    return None if row is None else to_row(row)
-
-
-def find_all(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[str, InstanceRow]:
-    """Return those of the instances that are stored, by UID."""
-    rows = connection.execute(FIND_ALL, {"uids": sop_uids})
-    return {row.sop_uid: to_row(row) for row in rows}

@@ -13,6 +13,7 @@ from dicom_node.errors import LeaseLost, UnknownJob
 from dicom_node.states import JobState, next_state
 from dicom_node.store import schema
 from dicom_node.store.database import Work
+from dicom_node.store.prepared import Among
 
 # What people read while nothing more particular is known.
 REASONS = {
@@ -59,6 +60,27 @@ NEWEST_JOB = (
     .limit(1)
     .with_for_update()
 )
+
+
+def with_newest_job(series_uids: Sequence[Any]) -> sa.Select[Any]:
+    """Return the query of series that have a job and of their newest one, locked in this order.
+
+    As an UPDATE locks them: who holds the job may make another one, whose row names the series.
+    """
+    series, job, other = schema.series, schema.job, schema.job.alias()
+    newest = sa.select(sa.func.max(other.c.generation)).where(other.c.series_id == series.c.id)
+    same = (job.c.series_id == series.c.id) & (job.c.generation == newest.scalar_subquery())
+    return (
+        sa.select(series.c.id, series.c.series_uid, job.c.id.label("job_id"), job.c.state)
+        .select_from(series)
+        .join(job, same)
+        .where(series.c.series_uid.in_(series_uids))
+        .order_by(series.c.series_uid)
+        .with_for_update(key_share=True)
+    )
+
+
+WITH_NEWEST_JOB = Among(with_newest_job)
 
 
 def locked_job(work: Work, job_id: int) -> sa.Row[Any]:

@@ -55,7 +55,13 @@ def storable(value: Any) -> Any:
 
 def json_text(value: Any) -> str:
     """Return `value` as JSON that every database takes: it knows no NaN."""
-    return json.dumps(storable(value))
+    try:
+        return without_nan(value)
+    except ValueError:
+        return json.dumps(storable(value))
+
+
+without_nan = json.JSONEncoder(allow_nan=False).encode  # raises ValueError
 
 
 metadata = sa.MetaData(

@@ -13,18 +13,16 @@ import sqlalchemy as sa
 from dicom_node.retry import Verdict, statuses
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.arrivals import (
-    Arrival,
+from dicom_node.store.arrivals import Arrival, Recorded, record_all
+from dicom_node.store.database import Database
+from dicom_node.store.instances import (
     InstanceRow,
     NewInstance,
-    Recorded,
     find,
     find_all,
     instance_rows,
-    record_all,
     to_row,
 )
-from dicom_node.store.database import Database
 from dicom_node.together import Together
 
 AT_ONCE = 500  # UIDs of one query

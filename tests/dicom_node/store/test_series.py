@@ -101,6 +101,37 @@ def test_a_batch_tells_each_what_became_of_it(store, new_instance, now):
     assert store.ledger().acknowledged == 4
 
 
+def test_a_batch_joins_new_series_series_under_way_and_series_that_were_done(
+    store, new_instance, now
+):
+    going, done = (
+        store.series.record_instance(new_instance(1, uid), now) for uid in ("1.3", "1.2")
+    )
+    store.jobs.transition(done.job_id, "skip", now, reason="Skipped: too small.")
+    later = now + timedelta(seconds=5)
+    batch = [new_instance(i, uid) for i in (2, 3, 4) for uid in ("1.3", "1.4", "1.2")]
+
+    found = record_all(store.database, [(new, later) for new in batch])
+
+    jobs = {new.series_uid: {one.job_id} for new, one in zip(batch, found, strict=True)}
+    assert all({one.job_id} == jobs[new.series_uid] for new, one in zip(batch, found, strict=True))
+    assert (jobs["1.3"], jobs["1.2"]) == ({going.job_id}, {done.job_id})  # reopened, not made anew
+    assert store.series.states()["RECEIVING"] == 3
+    counts = [len(store.series.instances(each)) for _, each in store.series.receiving(later)]
+    assert sorted(counts) == [3, 4, 4]
+    assert store.series.receiving(later - timedelta(seconds=1)) == []
+    assert (store.ledger().acknowledged, store.ledger().balanced) == (11, True)
+
+
+def test_header_values_that_json_does_not_know_are_kept_as_nothing(store, new_instance, now):
+    header = {"EchoTime": float("nan"), "ImageType": ("ORIGINAL", "PRIMARY"), 1: 2}
+
+    store.series.record_instance(new_instance(header=header), now)
+
+    kept = store.series.find_instance(new_instance().sop_uid).header
+    assert kept == {"EchoTime": None, "ImageType": ["ORIGINAL", "PRIMARY"], "1": 2}
+
+
 @pytest.fixture
 def short_values(store):
     """Let SQLite refuse long values, as PostgreSQL does: an UID of 100 digits is one."""
@@ -125,6 +156,16 @@ def test_one_instance_that_no_row_can_hold_hurts_no_other_of_its_batch(
     assert batch[1].sop_uid in str(refusal) and "\n" not in str(refusal)
     assert isinstance(refusal.__cause__, sa.exc.SQLAlchemyError)
     assert [found[0].outcome, found[2].outcome] == ["new"] * 2
+    assert store.ledger().acknowledged == 2
+
+
+def test_a_time_without_a_zone_hurts_no_other_of_its_batch(store, new_instance, now):
+    store.series.record_instance(new_instance(1, "1.2.9"), now)
+    wrong = (new_instance(2, "1.2.9"), now.replace(tzinfo=None))
+
+    refused, kept = record_all(store.database, [wrong, (new_instance(1), now)])
+
+    assert isinstance(refused, sa.exc.StatementError) and kept.outcome == "new"
     assert store.ledger().acknowledged == 2
 
 
