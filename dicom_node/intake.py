@@ -101,7 +101,7 @@ def _keep(
     """Write file and row, or find that both are there."""
     with files.exclusive(examined.sop_uid):
         outcome = None
-        if not files.path_of(examined.series_uid, examined.sop_uid).exists():
+        if not files.has(examined.series_uid, examined.sop_uid):
             outcome = _keep_new(examined, incoming, files, store, now)
         if outcome is None:
             outcome = _keep_again(examined, incoming, files, store, now)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +18,9 @@ from dicom_node.settings import Settings
 from dicom_node.together import Together
 
 UID = re.compile(r"[0-9.]{1,64}")
-MOST_KNOWN_FOLDERS = 4096
+MOST_OPEN_FOLDERS = 128
 LOCK_STRIPES = 256
-FOLDERS_LOCK = f"{LOCK_STRIPES:03d}"  # behind those of the instances, which are held meanwhile
+FOLDERS_LOCK = LOCK_STRIPES  # behind those of the instances, which are held meanwhile
 
 
 def sha256_of(path: Path) -> str | None:
@@ -85,6 +86,25 @@ def clear_folder(folder: Path) -> None:
             folder.rmdir()
 
 
+class _Folder:
+    """A folder whose own name is on the disk, held open: no file can be made in it once it is gone.
+
+    It is closed with the last reference, because threads may be using it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def is_there(self) -> bool:
+        """Return whether its path still leads to it."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return False
+
+
 class PixelFiles:
     """The folder ``<root>/<series>/<sop>.dcm``; safe for many threads and processes."""
 
@@ -93,9 +113,10 @@ class PixelFiles:
         self.min_free_bytes = min_free_bytes
         self._locks = self.root / ".locks"
         self._locks.mkdir(parents=True, exist_ok=True)
+        self._lock_file = f"{self._locks}/%03d"
         self._serial = count()
-        self._durable: set[Path] = set()  # folders whose own names this process made durable
-        self._sync = Together(_fsync_folders)
+        self._folders: dict[str, _Folder] = {}  # whose own names this process made durable
+        self._sync = Together(_fsync_open)
 
     def path_of(self, series_uid: str, sop_uid: str) -> Path:
         """Return where the instance lies, or would lie.
@@ -128,33 +149,37 @@ class PixelFiles:
         OutOfSpace
             If less than `min_free_bytes` would be left, or the file system refuses.
         """
-        path = self.path_of(series_uid, sop_uid)
+        folder, name = f"{self.root}/{_checked(series_uid)}", f"{_checked(sop_uid)}.dcm"
         if beside:
-            path = path.parent.with_name(f"{path.parent.name}+{beside}") / path.name
-        part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._serial)}.part")
+            folder = f"{folder}+{beside}"
+        path, part = f"{folder}/{name}", self._part_of(name)
         try:
             self._check_space(size_bytes)
-            self._make_folder(path.parent)
+            parent = self._folders.get(folder) or self._make_folder(folder)
             try:
-                _write_durably(part, chunks)
-            except FileNotFoundError:  # retention has just removed the empty folder
-                self._make_folder(path.parent)
-                _write_durably(part, chunks)
-            os.rename(part, path)
-            self._sync.do(path.parent)
+                _write_durably(part, chunks, parent)
+            except FileNotFoundError:  # retention has removed the empty folder
+                parent = self._make_folder(folder)
+                _write_durably(part, chunks, parent)
+            os.rename(f"{folder}/{part}", path)
+            self._sync.do(parent)
         except OSError as error:
             with suppress(OSError):
-                part.unlink()
+                os.unlink(f"{folder}/{part}")
             raise OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}") from error
-        return path
+        return Path(path)
+
+    def has(self, series_uid: str, sop_uid: str) -> bool:
+        """Return whether there is a file of that name; raises as `path_of`."""
+        return os.path.exists(f"{self.root}/{_checked(series_uid)}/{_checked(sop_uid)}.dcm")
 
     def settle(self, path: Path, place: Path) -> None:
         """Let the file at `path` be found at `place`, too, in the place of what lies there."""
-        self._make_folder(place.parent)
-        part = place.with_name(f"{place.name}.{os.getpid()}-{next(self._serial)}.part")
+        parent = self._make_folder(str(place.parent))
+        part = place.with_name(self._part_of(place.name))
         os.link(path, part)
         os.rename(part, place)
-        self._sync.do(place.parent)
+        self._sync.do(parent)
 
     def discard(self, path: Path) -> None:
         """Remove a file that no row speaks of."""
@@ -171,30 +196,43 @@ class PixelFiles:
     @contextmanager
     def exclusive(self, sop_uid: str) -> Iterator[None]:
         """Keep every other thread and process from taking in the same SOP instance."""
-        stripe = zlib.crc32(_checked(sop_uid).encode()) % LOCK_STRIPES
-        with open(self._locks / f"{stripe:03d}", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file gives it back
+        with self._locked(zlib.crc32(_checked(sop_uid).encode()) % LOCK_STRIPES):
             yield
 
+    @contextmanager
+    def _locked(self, number: int) -> Iterator[None]:
+        lock = os.open(self._lock_file % number, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)  # gives it back
+
+    def _part_of(self, name: str) -> str:
+        """Return a name that nobody else gives the unfinished file of `name`."""
+        return f"{name}.{os.getpid()}-{next(self._serial)}.part"
+
     def _check_space(self, size_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(self.root).free
+        disk = os.statvfs(self.root)
+        free_bytes = disk.f_bavail * disk.f_frsize
         if free_bytes - size_bytes < self.min_free_bytes:
             raise OutOfSpace(
                 f"{size_bytes} bytes to write, {free_bytes} free in {self.root}, "
                 f"files.min_free_bytes is {self.min_free_bytes}"
             )
 
-    def _make_folder(self, folder: Path) -> None:
-        with open(self._locks / FOLDERS_LOCK, "ab") as lock:
-            # Retention removes folders: who finds one again must not be faster than its fsync.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder in self._durable and folder.is_dir():
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            _fsync_folder(folder.parent)  # else a power cut could take the folder with its files
-            if len(self._durable) >= MOST_KNOWN_FOLDERS:
-                self._durable.clear()  # to sync one again costs little
-            self._durable.add(folder)
+    def _make_folder(self, path: str) -> _Folder:
+        # Retention removes folders: who finds one again must not be faster than its fsync.
+        with self._locked(FOLDERS_LOCK):
+            known = self._folders.get(path)
+            if known is not None and known.is_there():
+                return known
+            os.makedirs(path, exist_ok=True)
+            _fsync_folder(Path(path).parent)  # else a power cut could take it with its files
+            if len(self._folders) >= MOST_OPEN_FOLDERS:
+                del self._folders[next(iter(self._folders))]  # to make one again costs little
+            self._folders[path] = _Folder(path)
+            return self._folders[path]
 
 
 def is_uid(text: str) -> bool:
@@ -208,13 +246,21 @@ def _checked(uid: str) -> str:
     return uid
 
 
-def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
-    with open(path, "xb") as file:
+def _write_durably(
+    name: str | Path, chunks: Iterable[bytes], folder: _Folder | None = None
+) -> None:
+    """Write a new file that is on the disk then; `name` is looked up in `folder`."""
+    at = None if folder is None else folder.descriptor
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=at)
+    try:
         fcntl.flock(file, fcntl.LOCK_EX)  # tells `recover` that the writer lives
         for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -225,12 +271,12 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_folders(folders: Sequence[Path]) -> list[None | Exception]:
+def _fsync_open(folders: Sequence[_Folder]) -> list[None | Exception]:
     """Make the names in each folder durable, once for all who renamed a file there."""
-    failed: dict[Path, Exception] = {}
+    failed: dict[_Folder, Exception] = {}
     for folder in set(folders):
         try:
-            _fsync_folder(folder)
+            os.fsync(folder.descriptor)
         except OSError as error:
             failed[folder] = error
     return [failed.get(folder) for folder in folders]
