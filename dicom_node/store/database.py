@@ -60,6 +60,7 @@ class Database:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         # SQLite's busy handler sleeps up to 100 ms; inside one process a lock hands over at once.
         self._turn: Any = threading.Lock() if self.is_sqlite else nullcontext()
+        self._writer: sa.Connection | None = None  # SQLite's, between transactions
 
     @contextmanager
     def transaction(self) -> Iterator[Work]:
@@ -71,7 +72,7 @@ class Database:
             If the database is locked, full or gone: nothing of it was kept.
         """
         try:
-            with self._turn, self.engine.begin() as connection:
+            with self._turn, self._begin() as connection:
                 work = Work(connection=connection)
                 yield work
                 append(connection, work.trail)
@@ -79,6 +80,27 @@ class Database:
             raise StoreUnavailable(f"the database did not commit: {error_text(error)}") from error
         for entry in work.trail:
             get_logger().info(entry.event, **entry.fields)
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        """Yield a connection inside a transaction.
+
+        Whose turn it is on SQLite has the one connection that writes: to fetch one from the pool
+        and to give it back takes longer than most transactions. A server may have gone meanwhile,
+        and the pool asks it.
+        """
+        if not self.is_sqlite:
+            with self.engine.begin() as connection:
+                yield connection
+            return
+        writer, self._writer = self._writer or self.engine.connect(), None
+        try:
+            with writer.begin():
+                yield writer
+            self._writer = writer
+        finally:
+            if self._writer is None:  # it failed: nobody knows in which state the connection is
+                writer.close()
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -132,6 +154,10 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        with self._turn:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
         self.engine.dispose()
 
 
