@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -89,13 +90,19 @@ def clear_folder(folder: Path) -> None:
 class _Folder:
     """A folder whose own name is on the disk, held open: no file can be made in it once it is gone.
 
-    It is closed with the last reference, because threads may be using it.
+    It is closed with the last reference, because threads may be using it. Each is synced apart from
+    others: syncs at the same time share what the file system does, one after the other they wait.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         weakref.finalize(self, os.close, self.descriptor)
+        self._sync = Together(partial(_fsync_once, self.descriptor))
+
+    def sync(self) -> None:
+        """Return when the names in it are on the disk, once for all who have just put one there."""
+        self._sync.do(None)
 
     def is_there(self) -> bool:
         """Return whether its path still leads to it."""
@@ -116,7 +123,6 @@ class PixelFiles:
         self._lock_file = f"{self._locks}/%03d"
         self._serial = count()
         self._folders: dict[str, _Folder] = {}  # whose own names this process made durable
-        self._sync = Together(_fsync_open)
 
     def path_of(self, series_uid: str, sop_uid: str) -> Path:
         """Return where the instance lies, or would lie.
@@ -162,7 +168,7 @@ class PixelFiles:
                 parent = self._make_folder(folder)
                 _write_durably(part, chunks, parent)
             os.rename(f"{folder}/{part}", path)
-            self._sync.do(parent)
+            parent.sync()
         except OSError as error:
             with suppress(OSError):
                 os.unlink(f"{folder}/{part}")
@@ -179,7 +185,7 @@ class PixelFiles:
         part = place.with_name(self._part_of(place.name))
         os.link(path, part)
         os.rename(part, place)
-        self._sync.do(parent)
+        parent.sync()
 
     def discard(self, path: Path) -> None:
         """Remove a file that no row speaks of."""
@@ -271,15 +277,13 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_open(folders: Sequence[_Folder]) -> list[None | Exception]:
-    """Make the names in each folder durable, once for all who renamed a file there."""
-    failed: dict[_Folder, Exception] = {}
-    for folder in set(folders):
-        try:
-            os.fsync(folder.descriptor)
-        except OSError as error:
-            failed[folder] = error
-    return [failed.get(folder) for folder in folders]
+def _fsync_once(descriptor: int, waiting: Sequence[None]) -> list[None | Exception]:
+    """Make the names in an open folder durable for all who wait; tell each when that fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return [error] * len(waiting)
+    return [None] * len(waiting)
 
 
 def _remove_if_stale(part: Path) -> bool:

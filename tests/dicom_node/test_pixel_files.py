@@ -1,5 +1,6 @@
 """Durable instance files: names, space, leftovers, exclusion."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -172,3 +173,60 @@ def test_a_folder_that_came_back_is_used_only_when_its_name_is_durable(tmp_path,
 
     assert not too_early and finished.is_set()
     assert len(files.paths()) == 2
+
+
+def test_series_do_not_wait_for_each_others_folders(files, monkeypatch):
+    """The first one's folder takes long to sync; the second one is written meanwhile."""
+    for series_uid in ("1.2", "1.3"):  # made, so that what is synced below are names in them
+        files.write(series_uid, f"{series_uid}.1", [b"x"])
+    slow_folder = os.stat(files.root / "1.2")
+    syncing, go_on = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(descriptor):
+        if os.path.samestat(os.fstat(descriptor), slow_folder):
+            syncing.set()
+            assert go_on.wait(30)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = threading.Thread(target=files.write, args=("1.2", "1.2.2", [b"x"]))
+    first.start()
+    assert syncing.wait(30)
+
+    second = threading.Thread(target=files.write, args=("1.3", "1.3.2", [b"x"]))
+    second.start()
+    second.join(30)
+    waited, was_first_done = second.is_alive(), not first.is_alive()
+    go_on.set()
+    first.join(30)
+    second.join(30)
+
+    assert not waited and not was_first_done
+    assert len(files.paths()) == 4
+
+
+def test_who_finds_no_room_for_a_name_is_told(files, monkeypatch):
+    files.write("1.2", "1.2.1", [b"x"])
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+
+    with pytest.raises(OutOfSpace, match="No space left on device"):
+        files.write("1.2", "1.2.2", [b"x"])
+
+
+def test_folders_stay_usable_however_many_there_are(files, monkeypatch):
+    monkeypatch.setattr(pixel_files, "MOST_OPEN_FOLDERS", 2)
+    before = len(os.listdir("/proc/self/fd"))
+
+    for number in range(20):
+        files.write(f"1.{number % 5}", f"1.2.{number}", [b"x"])
+
+    assert len(files.paths()) == 20
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
