@@ -95,7 +95,7 @@ class _Folder:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = Path(path)
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         weakref.finalize(self, os.close, self.descriptor)
         self._sync = Together(partial(_fsync_once, self.descriptor))
@@ -158,7 +158,7 @@ class PixelFiles:
         folder, name = f"{self.root}/{_checked(series_uid)}", f"{_checked(sop_uid)}.dcm"
         if beside:
             folder = f"{folder}+{beside}"
-        path, part = f"{folder}/{name}", self._part_of(name)
+        part = self._part_of(name)
         try:
             self._check_space(size_bytes)
             parent = self._folders.get(folder) or self._make_folder(folder)
@@ -167,13 +167,13 @@ class PixelFiles:
             except FileNotFoundError:  # retention has removed the empty folder
                 parent = self._make_folder(folder)
                 _write_durably(part, chunks, parent)
-            os.rename(f"{folder}/{part}", path)
+            os.rename(f"{folder}/{part}", f"{folder}/{name}")
             parent.sync()
         except OSError as error:
             with suppress(OSError):
                 os.unlink(f"{folder}/{part}")
             raise OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}") from error
-        return Path(path)
+        return parent.path / name
 
     def has(self, series_uid: str, sop_uid: str) -> bool:
         """Return whether there is a file of that name; raises as `path_of`."""

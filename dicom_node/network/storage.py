@@ -255,8 +255,8 @@ class StorageAssociation:
         raise bad_message(f"a command with field {command.field:04X} came")
 
     def _store(self, command: Command, context: AcceptedContext) -> Answer:
-        storable = self._service.offer.syntaxes.keys() - {VERIFICATION}
-        if context.abstract_syntax == VERIFICATION or command.sop_class not in storable:
+        offered = command.sop_class in self._service.offer.syntaxes
+        if not offered or VERIFICATION in (context.abstract_syntax, command.sop_class):
             return Answer(status=NO_SUCH_CLASS)
         arrived = Arrived(
             sop_class=command.sop_class,
