@@ -92,6 +92,10 @@ soak-send: system-packages .venv/test.stamp ## 100 series of 192 over 1, 4 and 8
 bench-receive: system-packages .venv/test.stamp ## how fast the node receives, beside Orthanc, in about a minute
 	$(BIN)/python -m benchmarks.receive --quick
 
+.PHONY: bench-parts
+bench-parts: .venv/test.stamp ## what receiving costs the processor, part by part, in half a minute
+	$(BIN)/python -m benchmarks.parts
+
 .PHONY: pictures
 pictures: system-packages .venv/test.stamp ## the pictures of docs/operations.md: companions in Orthanc's Web viewer (orthanc-webviewer) and dcmtk
 	$(BIN)/python -m tests.integration.pictures docs/pictures
