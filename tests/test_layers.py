@@ -51,6 +51,7 @@ LEVELS = {
 # The doors from the service to the engine: what a module may import there, and when.
 DOORS = {
     "dicom_node.assembly.geometry": {"sr_engine.dicom.sorting"},
+    "dicom_node.assembly.parts": {"sr_engine.dicom.sorting"},
     "dicom_node.assembly.summary": {"sr_engine.dicom.sorting"},
     "dicom_node.bombs": {"sr_engine.dicom.padding"},
     "dicom_node.cli": {"sr_engine", "sr_engine.errors"},
@@ -68,6 +69,7 @@ DOORS = {
     "dicom_node.settings": {"sr_engine.recipe"},
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
+    "dicom_node.worker.orders": {"sr_engine.dicom.kinds", "sr_engine.errors"},
     "dicom_node.worker.readiness": {"sr_engine.errors"},
     "dicom_node.worker.outputs": {"sr_engine.dicom.kinds", "sr_engine.dicom.provenance"},
 }
