@@ -26,6 +26,7 @@ FEW = 0.25  # scouts are at most so many, as a part of the stack beside them
 UNIT = 0.1  # how far direction cosines may be from unit vectors to be any
 SAME_PLANE = 0.05  # difference of what `_plane` returns: about three degrees
 ECHO_DECIMALS = 2  # of a millisecond: more is rounding
+PLACE_DECIMALS = 1  # of a millimetre, to see whether two echoes were measured in one place
 PLANES = ("sagittal", "coronal", "axial")  # by the patient axis that the normal is nearest to
 
 Header = Dataset | Mapping[str, Any]
@@ -85,7 +86,7 @@ def split(headers: Sequence[Header]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, group in zip(_plane_names(headers, groups), groups, strict=True):
         echoes = _echoes(headers, group)
-        if len(echoes) > 1 and None in echoes:
+        if len(echoes) > 1 and not _are_echoes(headers, echoes):
             return {}
         for te_ms, members in sorted(echoes.items(), key=lambda echo: echo[0] or 0.0):
             told = [name] if len(groups) > 1 else []
@@ -191,6 +192,25 @@ def _echoes(headers: Sequence[Header], group: Sequence[int]) -> dict[float | Non
         key = None if te_ms is None else round(te_ms, ECHO_DECIMALS)
         found.setdefault(key, []).append(index)
     return found
+
+
+def _are_echoes(headers: Sequence[Header], echoes: Mapping[float | None, Sequence[int]]) -> bool:
+    """Return whether different echo times were measured at the same places.
+
+    Slices of one stack may state different times: each slice has its own place then.
+    """
+    places = [{_place(headers[index]) for index in group} for group in echoes.values()]
+    alike = all(2 * len(here & places[0]) >= len(here | places[0]) for here in places[1:])
+    return None not in echoes and alike
+
+
+def _place(header: Header) -> tuple[float, ...]:
+    """Return ImagePositionPatient, rounded; nothing where it is no numbers."""
+    try:
+        found = [float(value) for value in _values(header, "ImagePositionPatient")]
+    except ValueError:
+        return ()
+    return tuple(round(value, PLACE_DECIMALS) + 0.0 for value in found)
 
 
 def _plane_names(headers: Sequence[Header], groups: Sequence[Sequence[int]]) -> list[str]:

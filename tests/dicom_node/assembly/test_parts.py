@@ -112,6 +112,14 @@ NO_PARTS = {
         [one for n in range(9) for one in echo(2.0 + n, 1 + 20 * n)],
         "9 echo times",
     ),
+    "one stack whose slices state two echo times": (
+        [*turned(AXIAL, 1), *echo(2.99, 101, range(20, 40))],
+        "2 echo times",
+    ),
+    "one stack of odd and even slices": (
+        [*turned(AXIAL, 1, range(0, 40, 2)), *echo(9.0, 101, range(1, 40, 2))],
+        "2 echo times",
+    ),
     "several time points": (
         [*turned(AXIAL, 1), *turned(AXIAL, 101, TemporalPositionIdentifier=2)],
         "2 images at every position",
