@@ -3,19 +3,25 @@
 Each is judged as the series it might have been. The job stands or falls with all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from dicom_node.assembly.geometry import (
+    SAME_DIRECTION,
     Geometry,
     InstanceHeader,
     Stack,
+    axes,
     examine,
     measure,
+    shown,
     stack_of,
+    usual_distance_mm,
 )
 from dicom_node.assembly.summary import summarise
-from dicom_node.rules import Decision, SeriesSummary, decide
+from dicom_node.rules import Decision, SeriesSummary, decide, too_few_slices
 from dicom_node.settings import Settings
 from sr_engine.dicom.sorting import SMALLEST_STACK, split
 
@@ -33,30 +39,65 @@ class Opinion:
 def opinion_of(instances: Sequence[InstanceHeader], settings: Settings) -> Opinion:
     """Return what rules and geometry say of a series."""
     stack = measure(instances)
-    fewest = settings.assembly.min_slices
+    fewest, tolerance = settings.assembly.min_slices, settings.assembly.tolerance
     summary = summarise(instances, stack)
     decision = decide(summary, settings.rules, min_slices=fewest)
     parts = parts_of(stack)
-    if not parts or any(len(part.positions_mm) < fewest for part in parts.values()):
-        geometry = examine(instances, settings.assembly.tolerance, stack)
-        return Opinion(summary=summary, decision=decision, geometry=geometry)
     summaries = {name: summarise(part.images, part) for name, part in parts.items()}
+    if not parts or any(too_few_slices(one, fewest) for one in summaries.values()):
+        geometry = examine(instances, tolerance, stack)
+        return Opinion(summary=summary, decision=decision, geometry=geometry)
     decisions = {
         name: decide(one, settings.rules, min_slices=fewest) for name, one in summaries.items()
     }
-    tolerance = settings.assembly.tolerance
-    found = {name: examine((), tolerance, part) for name, part in parts.items()}
-    if all(one.complete for one in found.values()):  # a hole explains a lost number
-        found = {
-            name: examine(counted(instances, part), tolerance, part) for name, part in parts.items()
-        }
     slices = sum(one.slices for one in summaries.values())
     return Opinion(
         summary=replace(next(iter(summaries.values())), slices=slices),
         decision=joint_decision(decisions, decision),
-        geometry=joint_geometry(found),
+        geometry=joint_geometry(examined(parts, instances, tolerance)),
         volumes=tuple(parts),
     )
+
+
+def examined(
+    parts: Mapping[str, Stack], instances: Sequence[InstanceHeader], tolerance: float
+) -> dict[str, Geometry]:
+    """Return for each volume whether it is one complete, uniform stack.
+
+    What only the others can show, the places of another echo and a gap in the numbers, is looked
+    at where each is whole by itself: a hole explains both.
+    """
+    found = {name: examine((), tolerance, part) for name, part in parts.items()}
+    if all(one.complete for one in found.values()):
+        found = {name: covering(name, parts) for name in parts}
+    if all(one.complete for one in found.values()):
+        found = {
+            name: examine(counted(instances, part), tolerance, part) for name, part in parts.items()
+        }
+    return found
+
+
+def covering(name: str, parts: Mapping[str, Stack]) -> Geometry:
+    """Return whether a volume has a slice wherever another echo of its orientation has one."""
+    part = parts[name]
+    half_mm = usual_distance_mm(part) / 2
+    for beside, other in parts.items():
+        if not is_parallel(part, other):
+            continue
+        away_mm = np.abs(other.positions_mm[:, None] - part.positions_mm).min(axis=1)
+        missing = other.positions_mm[away_mm > half_mm]
+        if len(missing):
+            what, them = ("slices", "them") if len(missing) > 1 else ("slice", "it")
+            places = ", ".join(shown(missing))
+            reason = f"{what} missing at {places} mm along the normal, where {beside} has {them}"
+            return Geometry(complete=False, reason=reason, missing_mm=tuple(missing.tolist()))
+    return Geometry(complete=True, reason="")
+
+
+def is_parallel(one: Stack, other: Stack) -> bool:
+    """Return whether two volumes have one orientation."""
+    here, there = (axes(stack.images[0].header) for stack in (one, other))
+    return here is not None and there is not None and np.abs(here - there).max() <= SAME_DIRECTION
 
 
 def counted(instances: Sequence[InstanceHeader], part: Stack) -> Sequence[InstanceHeader]:
@@ -88,7 +129,7 @@ def parts_of(stack: Stack) -> dict[str, Stack]:
     return parts
 
 
-def joint_decision(decisions: dict[str, Decision], whole: Decision) -> Decision:
+def joint_decision(decisions: Mapping[str, Decision], whole: Decision) -> Decision:
     """Return what becomes of a series by the decisions about its volumes.
 
     All of them are made, or none: the rules must treat them alike. What the rules would do with
@@ -117,7 +158,7 @@ def in_brackets(reason: str) -> str:
     return reason[:1].lower() + reason[1:].rstrip(".")
 
 
-def joint_geometry(found: dict[str, Geometry]) -> Geometry:
+def joint_geometry(found: Mapping[str, Geometry]) -> Geometry:
     """Return whether every volume is one complete stack; what is wrong names the volumes."""
     wrong: dict[str, list[str]] = {}
     for name, one in found.items():

@@ -92,7 +92,8 @@ def split(headers: Sequence[Header]) -> dict[str, tuple[int, ...]]:
             told = [name] if len(groups) > 1 else []
             told += [f"TE {te_ms:g} ms"] if len(echoes) > 1 else []
             found[", ".join(told)] = tuple(members)
-    return found if 1 < len(found) <= MOST_PARTS else {}
+    whole = sum(map(len, found.values())) == len(headers)  # no two are called the same
+    return found if whole and 1 < len(found) <= MOST_PARTS else {}
 
 
 def orientations(headers: Iterable[Header]) -> list[int]:

@@ -167,14 +167,40 @@ def test_one_doubled_slice_in_a_volume_is_held_and_named():
     assert "Held: TE 9 ms: several images share a position: 2 images at 7.0 mm" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ([0], "slice missing at 0.0 mm along the normal, where TE 2.97 ms has it"),
+        ([18, 19], "slices missing at 18.0, 19.0 mm along the normal, where TE 2.97 ms has them"),
+    ],
+)
+def test_one_echo_shows_which_end_slices_the_other_lacks(lost, words):
+    places = [place for place in FIRST if place not in lost]
+
+    verdict = judge([*turned(AXIAL, 1), *echo(9.0, 101, places)], ANY)
+
+    assert (verdict.event, verdict.held_by) == ("hold", HeldBy.COMPLETENESS)
+    assert verdict.reason == f"Held: TE 9 ms: {words}."
+    assert verdict.geometry.missing_mm == tuple(map(float, lost))
+
+
+def test_a_volume_that_only_announces_enough_slices_is_held_not_skipped():
+    few = {"ImagesInAcquisition": 16, "AcquisitionNumber": 2}
+
+    verdict = judge([*turned(AXIAL, 1), *turned(SAGITTAL, 101, range(15), **few)], ANY)
+
+    assert verdict.event == "hold"
+    assert "Held: sagittal: 15 of 16 announced slices are there." in verdict.reason
+
+
 def test_a_gap_in_the_numbers_of_all_volumes_hints_at_a_lost_end_slice():
-    images = [*turned(AXIAL, 1), *echo(9.0, 21)]
+    images = [*turned(AXIAL, 1), *turned(SAGITTAL, 21)]
     lost = [one for one in images if one.header["InstanceNumber"] != 20]
 
     assert judge(images, ANY).event == "enqueue"
     verdict = judge(lost, ANY)
     assert verdict.event == "hold"
-    assert "TE 9 ms: the numbers of the images run from 1 to 40 and 20 is missing" in verdict.reason
+    assert "Held: axial and sagittal: the numbers of the images run from 1 to 40" in verdict.reason
 
 
 def test_volumes_that_count_for_themselves_have_their_own_gaps():
