@@ -18,8 +18,8 @@ from dicom_node.worker import Worker, release
 from dicom_node.worker.decisions import requeue_job
 from dicom_node.worker.orders import carry_out, orders_of
 from dicom_node.worker.outputs import source_of
-from dicom_node.worker.sources import sources_of
-from sr_engine.dicom.provenance import from_dataset
+from dicom_node.worker.sources import Source
+from sr_engine.dicom.provenance import Provenance, from_dataset
 from sr_engine.errors import GeometryError
 from tests import phantoms, variants
 from tests.dicom_node.nodes import copying_engine, queued_node
@@ -173,14 +173,21 @@ def test_a_repeated_attempt_writes_the_same_bytes(node):
     assert contents() == before
 
 
-def test_progress_is_that_of_all_volumes_together(node):
+def volumes(*sop_uids):
+    return [
+        Source(name=name, sop_uids=frozenset([uid]), paths=())
+        for name, uid in zip(NAMES, sop_uids, strict=True)
+    ]
+
+
+def test_progress_is_that_of_all_volumes_together():
     told = []
 
     def engine(order, settings, progress):
         progress("student", 0.5)
 
-    orders = orders_of(sources_of(node.store, node.job.series_id), None, node.job, KINDS, ())
-    carry_out(list(orders), engine, node.settings, lambda *said: told.append(said))
+    orders = list(orders_of(volumes("1.1", "1.2"), None, None, KINDS, ()))
+    carry_out(orders, engine, None, lambda *said: told.append(said))
 
     assert told == [("student (1 of 2)", 0.25), ("student (2 of 2)", 0.75)]
 
@@ -233,7 +240,7 @@ def test_a_hole_in_one_volume_holds_the_series(tmp_path):
 # --- whatever lists results ---------------------------------------------------------------------
 
 
-def test_lists_and_pages_name_every_series(node, tmp_path, capsys):
+def test_lists_and_recalls_name_every_series(node, archive, tmp_path, capsys):
     job = delivered(node)
     made = list(series_of(node))
 
@@ -241,6 +248,7 @@ def test_lists_and_pages_name_every_series(node, tmp_path, capsys):
     assert (row["derived_series_uid"], row["derived_series_uids"]) == (made[0], made)
     [delivery] = row["deliveries"]
     assert delivery["sent"] == 26
+    assert node.store.ledger().balanced
     sent = AuditExport(node.store.database).sent(job.id, "pacs")
     assert list(sent.series_uids) == made
     for files in series_of(node).values():
@@ -255,16 +263,12 @@ def test_lists_and_pages_name_every_series(node, tmp_path, capsys):
     assert main(recall) == 0
     table = capsys.readouterr().out
     assert all(uid in table for uid in made)
+    check_note(node, archive)
 
 
-def test_a_rejection_note_names_each_instance_in_its_series(node, archive):
-    job = delivered(node)
-    made = series_of(node)
-
-    withdrawal.recall(node.store, job.weights_sha256, "lesions were missed", now())
-    withdrawal.send_notes(node.store, node.settings, now())
+def check_note(node, archive) -> None:
+    """The archive gets one rejection note, which names each instance in its own series."""
     Sender(node.store, node.settings).run_once(now())
-
     notes = [pydicom.dcmread(path, force=True) for path in archive.paths()]
     [note] = [one for one in notes if one.get("SeriesNumber") == 9900]
     [study] = note.CurrentRequestedProcedureEvidenceSequence
@@ -274,7 +278,7 @@ def test_a_rejection_note_names_each_instance_in_its_series(node, archive):
         ]
         for series in study.ReferencedSeriesSequence
     }
-    assert told == {uid: [one.sop_uid for one in files] for uid, files in made.items()}
+    assert told == {uid: [one.sop_uid for one in files] for uid, files in series_of(node).items()}
 
 
 def test_a_note_about_one_volume_withdraws_all_of_them(node):
@@ -340,12 +344,19 @@ def test_what_no_rule_takes_may_still_be_queued_by_a_person(tmp_path):
     node.store.close()
 
 
-def test_what_was_made_of_no_volume_of_the_series_is_not_released(node):
-    sources = sources_of(node.store, node.job.series_id)
-    work(node)
-    path = node.store.jobs.derived(node.job.id)[0].path
-    made = from_dataset(pydicom.dcmread(path, stop_before_pixels=True))
+def test_what_was_made_of_no_volume_of_the_series_is_not_released():
+    fields = dict.fromkeys(
+        ("bundle_name", "bundle_sha256", "created", "job_id", "recipe_digest", "software_name"), ""
+    )
+    made = Provenance(
+        source_study_uid="1.2",
+        source_series_uid="1.3",
+        source_sop_uids=("1.1",),
+        recipe={},
+        software_version="",
+        **fields,
+    )
 
-    assert source_of(made, sources).name == "axial"
-    with pytest.raises(GateRefused, match="no volume of"):
-        source_of(replace(made, source_sop_uids=("1.2.3",)), sources)
+    assert source_of(made, volumes("1.0", "1.1")).name == "sagittal"
+    with pytest.raises(GateRefused, match="no volume of 1.3"):
+        source_of(made, volumes("1.0", "1.2"))
