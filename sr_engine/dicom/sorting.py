@@ -79,7 +79,7 @@ def split(headers: Sequence[Header]) -> dict[str, tuple[int, ...]]:
     if any(_values(header, "SOPClassUID") != [MRImageStorage] for header in headers):
         return {}
     order = sorted(range(len(headers)), key=lambda index: _counted(headers[index]))
-    turned = _planes([headers[index] for index in order])
+    turned = _planes([headers[index] for index in order], MOST_PARTS)
     if sum(map(len, turned)) < len(headers):  # an image without orientation belongs nowhere
         return {}
     groups = [[order[place] for place in group] for group in turned]
@@ -148,8 +148,11 @@ def _scouts(headers: Sequence[Header]) -> set[int]:
     return scouts if len(scouts) <= FEW * len(groups[0]) else set()
 
 
-def _planes(headers: Sequence[Header]) -> list[list[int]]:
-    """Return the images of each orientation; one that states none belongs to none."""
+def _planes(headers: Sequence[Header], most: int | None = None) -> list[list[int]]:
+    """Return the images of each orientation; one that states none belongs to none.
+
+    Where there are more than `most` orientations, it returns none of them, and soon.
+    """
     found: list[tuple[np.ndarray, list[int]]] = []
     for index, header in enumerate(headers):
         plane = _plane(header)
@@ -160,6 +163,8 @@ def _planes(headers: Sequence[Header]) -> list[list[int]]:
                 members.append(index)
                 break
         else:
+            if len(found) == most:
+                return []
             found.append((plane, [index]))
     return [members for _, members in found]
 

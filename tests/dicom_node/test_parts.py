@@ -14,7 +14,7 @@ from dicom_node.network.archive import LoopbackArchive
 from dicom_node.sender import Sender
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store.audit_export import AuditExport
-from dicom_node.worker import Worker, release
+from dicom_node.worker import Worker, attempts_dir, release
 from dicom_node.worker.decisions import requeue_job
 from dicom_node.worker.orders import carry_out, orders_of
 from dicom_node.worker.outputs import source_of
@@ -158,6 +158,17 @@ def test_a_refused_volume_ends_the_job_and_is_named(node):
     assert job.state is JobState.DEAD
     assert "cannot be processed: sagittal: slices 3 and 4 are one" in job.reason
     assert node.store.jobs.derived(job.id) == []
+
+
+def test_a_failure_in_one_volume_leaves_nothing_and_is_tried_again(node):
+    def fail(order, result):
+        raise RuntimeError
+
+    job = work(node, for_part("sagittal", fail))
+
+    assert job.state is JobState.QUEUED
+    assert node.store.jobs.derived(job.id) == []
+    assert list(attempts_dir(node.settings).glob("*/*")) == []
 
 
 def test_a_repeated_attempt_writes_the_same_bytes(node):
