@@ -65,13 +65,13 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What a note of ours is to say, about which instances of one series."""
+    """What a note of ours is to say, about which instances of one result."""
 
     title: str
     modifiers: tuple[Code, ...]
     reason: str
-    series_uid: str
-    instances: Sequence[tuple[str, str]]  # SOP class, SOP instance
+    series_uid: str  # the result's first one
+    instances: Sequence[tuple[str, str, str]]  # SOP class, SOP instance, series
     at: datetime
     generation: int = 1  # of the series, whose originals may have been forwarded more than once
 
@@ -221,12 +221,24 @@ def coded(code: Code) -> list[Dataset]:
 
 def evidence(note: Note, dataset: Dataset) -> Dataset:
     """Return the hierarchy of study, series and instances that the note is about."""
-    series, study = Dataset(), Dataset()
-    series.ReferencedSOPSequence = [reference(*each) for each in note.instances]
-    series.SeriesInstanceUID = note.series_uid
-    study.ReferencedSeriesSequence = [series]
+    study = Dataset()
+    study.ReferencedSeriesSequence = [
+        evidence_of(note, uid) for uid in dict.fromkeys(uid for *_, uid in note.instances)
+    ]
     study.StudyInstanceUID = dataset.StudyInstanceUID
     return study
+
+
+def evidence_of(note: Note, series_uid: str) -> Dataset:
+    """Return the instances of one of the series that the note is about."""
+    series = Dataset()
+    series.ReferencedSOPSequence = [
+        reference(sop_class, sop_uid)
+        for sop_class, sop_uid, uid in note.instances
+        if uid == series_uid
+    ]
+    series.SeriesInstanceUID = series_uid
+    return series
 
 
 def reference(sop_class: str, sop_uid: str) -> Dataset:
@@ -246,7 +258,7 @@ def content(note: Note) -> Iterator[Dataset]:
     # In ASCII: the character set is the patient's.
     described.TextValue = note.reason.encode("ascii", "replace").decode()[:1024]
     yield described
-    for sop_class, sop_uid in note.instances:
+    for sop_class, sop_uid, _ in note.instances:
         item = content_item("CONTAINS", "IMAGE")
         item.ReferencedSOPSequence = [reference(sop_class, sop_uid)]
         yield item

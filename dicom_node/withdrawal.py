@@ -68,7 +68,7 @@ def queue_note(store: Store, settings: Settings, owed: Owed, now: datetime) -> b
     It has the patient and the study of what was sent, or of what retention has kept of that.
     """
     note = to_note(owed)
-    paths = [path for _, _, path in owed.instances]
+    paths = [one.path for one in owed.instances]
     paths.append(identity_path(settings.node.state_dir, owed.job_id))
     content = written_from(paths, partial(write_note, note))
     if content is None:
@@ -94,7 +94,7 @@ def to_note(owed: Owed) -> Note:
         modifiers=modifiers_of(owed.grounds.modifiers),
         reason=owed.grounds.reason,
         series_uid=owed.series_uid,
-        instances=[(sop_class, sop_uid) for sop_class, sop_uid, _ in owed.instances],
+        instances=[(one.sop_class, one.sop_uid, one.series_uid) for one in owed.instances],
         at=owed.at,
         generation=owed.generation,
     )

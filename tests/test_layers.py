@@ -51,6 +51,7 @@ LEVELS = {
 # The doors from the service to the engine: what a module may import there, and when.
 DOORS = {
     "dicom_node.assembly.geometry": {"sr_engine.dicom.sorting"},
+    "dicom_node.assembly.parts": {"sr_engine.dicom.sorting"},
     "dicom_node.assembly.summary": {"sr_engine.dicom.sorting"},
     "dicom_node.bombs": {"sr_engine.dicom.padding"},
     "dicom_node.cli": {"sr_engine", "sr_engine.errors"},
@@ -68,6 +69,7 @@ DOORS = {
     "dicom_node.settings": {"sr_engine.recipe"},
     "dicom_node.settings.sections": {"sr_engine.recipe", "sr_engine.errors"},
     "dicom_node.worker": {"sr_engine.errors", "sr_engine.recipe"},
+    "dicom_node.worker.orders": {"sr_engine.dicom.kinds", "sr_engine.errors"},
     "dicom_node.worker.readiness": {"sr_engine.errors"},
     "dicom_node.worker.outputs": {"sr_engine.dicom.kinds", "sr_engine.dicom.provenance"},
 }
@@ -271,7 +273,7 @@ def test_the_service_starts_without_torch(module):
 BARE_MACHINE = """
 import builtins, importlib, sys
 
-ALLOWED = {"torch", "numpy", "safetensors", "sr_engine", *sys.stdlib_module_names}
+ALLOWED = {"torch", "numpy", "scipy", "safetensors", "sr_engine", *sys.stdlib_module_names}
 real_import = builtins.__import__
 
 
@@ -302,7 +304,7 @@ def test_model_and_training_import_only_what_a_bare_gpu_machine_has():
 
 
 def test_model_and_training_have_no_late_import_of_anything_else():
-    allowed = {"torch", "numpy", "safetensors", "sr_engine", *sys.stdlib_module_names}
+    allowed = {"torch", "numpy", "scipy", "safetensors", "sr_engine", *sys.stdlib_module_names}
     strays = [
         str(i)
         for i in all_imports()

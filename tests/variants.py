@@ -40,6 +40,22 @@ def add_copies(paths: Sequence[Path], name: str, change: Change) -> list[Path]:
     return [add_copy(path, name, change) for path in paths]
 
 
+def one_series(*parts: Sequence[Path]) -> list[Path]:
+    """Make one series of several, as scanners do: in one study and frame of reference, numbered on.
+
+    The files stay where they are, and are returned.
+    """
+    first = pydicom.dcmread(parts[0][0], stop_before_pixels=True)
+    shared = ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+    paths = [path for part in parts for path in part]
+    for number, path in enumerate(paths, 1):
+        dataset = pydicom.dcmread(path)
+        setting(**{keyword: first[keyword].value for keyword in shared})(dataset)
+        dataset.InstanceNumber = number
+        dataset.save_as(path)
+    return paths
+
+
 def turned(dataset: Dataset) -> None:
     """Turn the plane about its row direction by a right angle."""
     cosines = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)

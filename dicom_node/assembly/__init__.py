@@ -9,10 +9,11 @@ from typing import Any
 from dicom_node import telemetry
 from dicom_node.assembly import rejections
 from dicom_node.assembly.geometry import Geometry, InstanceHeader, examine, measure
+from dicom_node.assembly.parts import opinion_of, parts_of
 from dicom_node.assembly.summary import summarise
 from dicom_node.edges import failure_of
 from dicom_node.errors import StoreUnavailable
-from dicom_node.rules import RETURN_TO_SENDER, Decision, SeriesSummary, decide
+from dicom_node.rules import RETURN_TO_SENDER, Decision, SeriesSummary
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy
 from dicom_node.store import Announcement, Store
@@ -25,7 +26,7 @@ __all__ = [
     "judge",
     "summarise",
     "tick",
-    "volume_of",
+    "volumes_of",
 ]
 
 log = telemetry.get_logger()
@@ -70,10 +71,8 @@ def judge(
     callers
         The titles under which the series came; None where nobody has sent it.
     """
-    stack = measure(instances)
-    summary = summarise(instances, stack)
-    decision = decide(summary, settings.rules, min_slices=settings.assembly.min_slices)
-    geometry = examine(instances, settings.assembly.tolerance, stack)
+    opinion = opinion_of(instances, settings)
+    summary, decision, geometry = opinion.summary, opinion.decision, opinion.geometry
     destinations = settings.destinations(decision.to, callers)
     event, held_by, reason = "skip", None, decision.reason
     unreturned = nobody_to_return_to(decision, settings, callers)
@@ -93,7 +92,9 @@ def judge(
     elif decision.action == "enhance":
         event = "enqueue"
         besides = f" Left out: {summary.left_out}." if summary.left_out else ""
-        ready = f"Complete with {summary.slices} slices; waiting for a worker."
+        volumes = f" in {len(opinion.volumes)} volumes ({'; '.join(opinion.volumes)})"
+        counted = f"{summary.slices} slices{volumes if opinion.volumes else ''}"
+        ready = f"Complete with {counted}; waiting for a worker."
         reason = f"{ready}{besides}{unreturned}"
     return Verdict(
         event=event,
@@ -173,9 +174,11 @@ def put_aside(store: Store, job_id: int, error: Exception, now: datetime) -> Non
         log.error("series.not_held", job=job_id, exc_info=failure)
 
 
-def volume_of(instances: Sequence[InstanceHeader]) -> frozenset[str]:
-    """Return the SOP instances that hold the volume of a series, or a part of it."""
-    return frozenset(one.sop_uid for one in measure(instances).images)
+def volumes_of(instances: Sequence[InstanceHeader]) -> dict[str, frozenset[str]]:
+    """Return the SOP instances that hold each volume of a series, "" being that of only one."""
+    stack = measure(instances)
+    parts = parts_of(stack) or {"": stack}
+    return {name: frozenset(one.sop_uid for one in part.images) for name, part in parts.items()}
 
 
 def unless_rejected(verdict: Verdict, why: str) -> Verdict:

@@ -57,6 +57,7 @@ class Stack:
     sideways_mm: float  # the farthest from the line along the normal
     left_out: Mapping[str, int] = field(default_factory=dict)  # what is no part of the volume
     left_out_words: str = ""
+    beside: tuple[InstanceHeader, ...] = ()  # the images of the series' other volumes
 
     @property
     def volumes(self) -> int:
@@ -71,6 +72,8 @@ def examine(
 
     Parameters
     ----------
+    instances
+        All of the series; their numbers are looked at.
     tolerance
         How far a slice may lie from its place, as a fraction of the slice distance.
     stack
@@ -90,6 +93,11 @@ def measure(instances: Sequence[InstanceHeader]) -> Stack:
     everything = [frame for one in instances for frame in frames_of(one)]
     found = sort([one.header for one in everything])
     images = tuple(everything[index] for index in found.chosen)
+    return stack_of(images, left_out=found.left_out, left_out_words=found.words)
+
+
+def stack_of(images: tuple[InstanceHeader, ...], **fields: Any) -> Stack:
+    """Return images with their places; `fields` are what else is known of the stack."""
     placed = located(images)
     positions, images_at, sideways = places(placed)
     return Stack(
@@ -98,8 +106,7 @@ def measure(instances: Sequence[InstanceHeader]) -> Stack:
         positions_mm=positions,
         images_at=images_at,
         sideways_mm=sideways,
-        left_out=found.left_out,
-        left_out_words=found.words,
+        **fields,
     )
 
 
@@ -298,9 +305,19 @@ def announced(stack: Stack, instances: Sequence[InstanceHeader]) -> int | None:
     slices = len(stack.positions_mm)
     if hint is None or hint < slices or len(acquisitions) > 1 or len(stack.images) != slices:
         return None
-    if left_out:
-        return None  # the acquisition may count what we do not
+    if left_out or hint in jointly(stack):
+        return None  # the acquisition may count what we do not, or the other volumes as well
     return None if shared_acquisition(stack, int(hint)) else int(hint)
+
+
+def jointly(stack: Stack) -> tuple[int, ...]:
+    """Return how many images a volume is with the others of its acquisition, and with all."""
+    if not stack.beside:
+        return ()
+    mine = {str(one.header.get("AcquisitionNumber")) for one in stack.images}
+    others = [str(one.header.get("AcquisitionNumber")) for one in stack.beside]
+    counts = sum(number in mine for number in others), len(others)
+    return tuple(len(stack.images) + count for count in counts)
 
 
 def agreed(stack: Stack, keyword: str) -> float | None:
@@ -320,7 +337,8 @@ def unfinished(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
     """Return how many of the announced slices are not there."""
     expected, slices = announced(stack, instances), len(stack.positions_mm)
     if expected is not None and slices < expected:
-        return f"{slices} of {expected} announced slices are there"
+        there = max(jointly(stack), default=slices)
+        return f"{there if there < expected else slices} of {expected} announced slices are there"
     return thinned(stack) or (unnumbered(stack, instances) if expected is None else "")
 
 
@@ -341,6 +359,9 @@ def thinned(stack: Stack) -> str:
     every = int(step.pop())
     if every < 2 or abs(distance - every * stated) > EVEN * distance:
         return ""
+    others = (number(one.header.get("InstanceNumber")) for one in stack.beside)
+    if any(counts[0] < (other or 0.0) < counts[-1] for other in others):
+        return ""  # the volumes are interleaved
     which = ORDINALS.get(every, f"{every}th")
     return (
         f"only every {which} slice is there: they are {distance:.2f} mm "
@@ -357,7 +378,7 @@ def unnumbered(stack: Stack, instances: Sequence[InstanceHeader]) -> str:
     """
     stated = [number(one.header.get("InstanceNumber")) for one in instances]
     found = sorted({int(one) for one in stated if one is not None})
-    if FRAMES in stack.images[0].header or len(found) < len(instances):
+    if FRAMES in stack.images[0].header or len(found) < len(instances) or not found:
         return ""
     first, last = 1 if found[0] == 2 else found[0], found[-1]
     count = last - first + 1 - len(found)  # before they are listed: one number may be any number

@@ -11,6 +11,7 @@ from dicom_node import withdrawal
 from dicom_node.cli.operations import Refused, opened
 from dicom_node.cli.output import print_json, settings_of, table
 from dicom_node.store import Store, Withdrawn
+from dicom_node.store.series import several
 from dicom_node.worker import file_sha256
 
 WHOLE = re.compile("[0-9a-f]{64}")
@@ -71,7 +72,7 @@ def weights_meant(store: Store, text: str) -> str:
 def to_json(one: Withdrawn) -> dict[str, Any]:
     """Return a withdrawn job as plain JSON."""
     names = ("job_id", "series_uid", "generation", "derived_series_uid", "state", "destinations")
-    return {name: getattr(one, name) for name in names}
+    return {name: getattr(one, name) for name in names} | several(one.series_made)
 
 
 def in_words(weights: str, found: Sequence[Withdrawn]) -> str:
@@ -83,4 +84,5 @@ def in_words(weights: str, found: Sequence[Withdrawn]) -> str:
     for one in found:
         to = ", ".join(one.destinations) or "nobody has it"
         rows.append((str(one.job_id), one.state, one.series_uid, one.derived_series_uid or "-", to))
+        rows += [("", "", "", uid, "") for uid in one.series_made if uid != one.derived_series_uid]
     return f"{said}\n{len(found)} results are withdrawn:\n{table(rows)}"

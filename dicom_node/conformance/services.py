@@ -202,7 +202,10 @@ def derived_objects(settings: Settings) -> list[Table]:
             note=(
                 "The files of derived series state the implementation class UID "
                 f"{uids.IMPLEMENTATION_CLASS_UID} and the implementation version name "
-                f"{uids.IMPLEMENTATION_VERSION_NAME}; rejection notes state those of section 2."
+                f"{uids.IMPLEMENTATION_VERSION_NAME}; rejection notes state those of section 2. "
+                "A source series of classic images that holds several whole volumes "
+                "(orientations, echoes) gives a derived series of each form and companion for "
+                "each of them; its Series Description names the volume."
             ),
         ),
         Table(

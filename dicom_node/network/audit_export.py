@@ -101,7 +101,7 @@ def named(fields: Mapping[str, Any]) -> Transfer:
     """Return the instances that a row itself names: it is about those that were here then."""
     return Transfer(
         study_uid=str(fields.get("study", "")),
-        series_uid=str(fields.get("series", "")),
+        series_uids=tuple(str(fields.get("series", "")).split(", ")),
         instances=dict(fields.get("counts", {})),
         sources=(),
     )

@@ -161,7 +161,8 @@ def participant(root: xml.Element, one: Participant) -> None:
 def study(root: xml.Element, what: Transfer, row: AuditRow) -> None:
     """Add the study as the object, with series and instances counted by SOP class."""
     element = participant_object(root, what.study_uid, STUDY, role="3")
-    detail(element, "Series Instance UID", what.series_uid)
+    for series_uid in what.series_uids:
+        detail(element, "Series Instance UID", series_uid)
     if "sop" in row.fields:
         detail(element, "SOP Instance UID", str(row.fields["sop"]))
     description = xml.SubElement(element, "ParticipantObjectDescription")

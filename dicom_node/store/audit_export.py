@@ -29,7 +29,7 @@ class Transfer:
     """What was transferred: study, series, instances by SOP class, and who sent it to us."""
 
     study_uid: str
-    series_uid: str
+    series_uids: tuple[str, ...]
     instances: Mapping[str, int]
     sources: tuple[str, ...]
 
@@ -82,37 +82,48 @@ class AuditExport:
         )
         with self._database.reading() as connection:
             row = connection.execute(sa.select(series).where(series.c.id.in_(this))).first()
-            return None if row is None else transfer(row, connection.execute(parts).all())
+            if row is None:
+                return None
+            return transfer(row.study_uid, [row.series_uid], connection.execute(parts).all())
 
     def sent(self, job_id: int, destination: str) -> Transfer | None:
         """Return what a job sends to a destination; None for an unknown job."""
         series, job, derived = schema.series, schema.job, schema.derived_instance
-        named = sa.func.coalesce(job.c.derived_series_uid, series.c.series_uid)
-        query = sa.select(series.c.study_uid, named.label("series_uid"))
+        whole = sa.func.coalesce(job.c.derived_series_uid, series.c.series_uid).label("series_uid")
+        query = sa.select(series.c.study_uid, whole)
         query = query.join(job, job.c.series_id == series.c.id).where(job.c.id == job_id)
         delivery, part = schema.delivery, schema.delivery_instance
         parts = (
-            sa.select(derived.c.sop_class, sa.func.count().label("number"))
+            sa.select(
+                derived.c.sop_class,
+                derived.c.series_uid,
+                sa.func.count().label("number"),
+            )
             .join(part, part.c.derived_instance_id == derived.c.id)
             .join(delivery, delivery.c.id == part.c.delivery_id)
             .where(delivery.c.job_id == job_id, delivery.c.destination == destination)
-            .group_by(derived.c.sop_class)
+            .group_by(derived.c.sop_class, derived.c.series_uid)
+            .order_by(sa.func.min(derived.c.id))
         )
         with self._database.reading() as connection:
             row = connection.execute(query).first()
-            return None if row is None else transfer(row, connection.execute(parts).all())
+            if row is None:
+                return None
+            sent = connection.execute(parts).all()
+            uids = [one.series_uid or row.series_uid for one in sent] or [row.series_uid]
+            return transfer(row.study_uid, uids, sent)
 
 
-def transfer(series: Any, parts: Iterable[Any]) -> Transfer:
-    """Return the value of a series and its instances counted by class (and calling AE title)."""
+def transfer(study_uid: str, series_uids: Iterable[str], parts: Iterable[Any]) -> Transfer:
+    """Return the value of series and their instances counted by class (and calling AE title)."""
     instances: Counter[str] = Counter()
     sources = set()
     for part in parts:
         instances[part.sop_class] += part.number
         sources.add(part._mapping.get("calling_ae"))
     return Transfer(
-        study_uid=series.study_uid,
-        series_uid=series.series_uid,
+        study_uid=study_uid,
+        series_uids=tuple(dict.fromkeys(series_uids)),
         instances=dict(instances),
         sources=tuple(sorted(source for source in sources if source)),
     )

@@ -21,6 +21,7 @@ from dicom_node.store.results import (
     announce,
     attempt_over,
     forward,
+    images_made,
     resend,
     result_columns,
     store_result,
@@ -92,11 +93,12 @@ class JobStore:
         mine = (schema.series.c.series_uid == series_uid) & (schema.job.c.generation > 0)
         return self._rows(mine)
 
-    def replaced_by(self, row: JobRow) -> str:
-        """Return the derived series whose place the result of `row` takes; "" without any."""
+    def replaced_by(self, row: JobRow) -> tuple[str, ...]:
+        """Return the images' series whose place the result of `row` takes: one of each volume."""
         older = [one for one in self.of_series(row.series_uid) if one.generation < row.generation]
-        uids = [one.derived_series_uid for one in older if one.published_at is not None]
-        return next((uid for uid in reversed(uids) if uid), "")
+        made = [one.id for one in older if one.published_at and one.derived_series_uid]
+        with self._database.reading() as connection:
+            return images_made(connection, made[-1]) if made else ()
 
     def notes(self, series_id: int) -> list[JobRow]:
         """Return the rejection notes about generations of the series, oldest first."""

@@ -12,7 +12,8 @@ from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database
 from dicom_node.store.removals import FILES
-from dicom_node.store.series import delivery_figures, newest_jobs, note_figures
+from dicom_node.store.results import series_made
+from dicom_node.store.series import delivery_figures, newest_jobs, note_figures, several
 
 KEPT, GOING, GONE = "kept", "going", "gone"
 
@@ -79,9 +80,12 @@ def series_lines(
     with database.reading() as connection:
         deliveries = delivery_figures(connection)
         notes = note_figures(connection, deliveries)
+        rows = connection.execute(query).all()
+        made = series_made(connection, sa.select(query.subquery().c.job_id))
         return [
             line_of(row, deliveries.get(row.job_id, []), notes.get(row.series_id, []))
-            for row in connection.execute(query)
+            | several(made.get(row.job_id, []))
+            for row in rows
         ]
 
 

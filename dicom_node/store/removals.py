@@ -16,6 +16,7 @@ from dicom_node.store import schema
 from dicom_node.store.database import Database, Work
 from dicom_node.store.gone import gone_originals
 from dicom_node.store.lots import DERIVED, ORIGINALS, Limits, Lot, lots, of_lot
+from dicom_node.store.results import series_made
 
 FILES = {ORIGINALS: schema.instance, DERIVED: schema.derived_instance}
 
@@ -158,7 +159,10 @@ class RemovalStore:
             gone = Gone(files=sum(counts.values()), bytes=int(total or 0))
             study_uid, whole = study_of(work, removal)
             event = "retention.study_deleted" if whole else "retention.deleted"
-            fields = {"job": removal.job_id, "series": removal.series_uid, "study": study_uid}
+            named = [removal.series_uid]
+            if removal.kind == DERIVED:
+                named = series_made(work.connection, [removal.job_id]).get(removal.job_id, named)
+            fields = {"job": removal.job_id, "series": ", ".join(named), "study": study_uid}
             fields |= {"kind": removal.kind, "count": gone.files, "counts": counts}
             work.record(event, now, **fields, bytes=gone.bytes, reason=removal.reason)
             return gone

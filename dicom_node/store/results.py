@@ -44,6 +44,39 @@ class DerivedSeries:
             raise ValueError(f"the derived series {self.series_uid} has no instance")
 
 
+def series_made(
+    connection: sa.Connection, jobs: Sequence[int] | sa.Select[Any]
+) -> dict[int, list[str]]:
+    """Return for each of the jobs the series that it made, in the order in which it wrote them."""
+    found: dict[int, list[str]] = {}
+    for row in connection.execute(made_by(jobs)):
+        found.setdefault(row.job_id, []).append(row.uid)
+    return found
+
+
+def images_made(connection: sa.Connection, job_id: int) -> tuple[str, ...]:
+    """Return the series of a result's images in their first form: one of each volume."""
+    rows = connection.execute(made_by([job_id])).all()
+    return tuple(row.uid for row in rows if row.kind == rows[0].kind)
+
+
+def made_by(jobs: Sequence[int] | sa.Select[Any]) -> sa.Select[Any]:
+    """Return the query of series that jobs made; forwarded originals and notes are nothing made.
+
+    What was made before there were kinds is one series, the job's derived one.
+    """
+    table, job = schema.derived_instance, schema.job
+    uid = sa.func.coalesce(table.c.series_uid, job.c.derived_series_uid).label("uid")
+    return (
+        sa.select(table.c.job_id, uid, sa.func.min(table.c.kind).label("kind"))
+        .join(job, job.c.id == table.c.job_id)
+        .where(job.c.derived_series_uid.is_not(None), job.c.generation > 0)
+        .where(table.c.job_id.in_(jobs))
+        .group_by(table.c.job_id, uid)
+        .order_by(sa.func.min(table.c.id))
+    )
+
+
 def to_derived_instance(row: sa.Row[Any]) -> DerivedInstance:
     """Return a database row as a value."""
     there = row.destinations

@@ -23,6 +23,7 @@ from dicom_node.store.instances import (
     instance_rows,
     to_row,
 )
+from dicom_node.store.results import series_made
 from dicom_node.together import Together
 
 AT_ONCE = 500  # UIDs of one query
@@ -165,6 +166,8 @@ class SeriesStore:
         with self._database.reading() as connection:
             deliveries = delivery_figures(connection)
             notes = note_figures(connection, deliveries)
+            rows = connection.execute(newest_jobs_with_series()).all()
+            made = series_made(connection, sa.select(newest_jobs().c.id))
             return [
                 {
                     "series_uid": row.series_uid,
@@ -174,9 +177,10 @@ class SeriesStore:
                     "state": row.state,
                     "reason": row.reason,
                     "derived_series_uid": row.derived_series_uid if row.published_at else None,
+                    **several(made.get(row.id, []) if row.published_at else []),
                     "deliveries": deliveries.get(row.id, []) + notes.get(row.series_id, []),
                 }
-                for row in connection.execute(newest_jobs_with_series())
+                for row in rows
             ]
 
     def ledger(self) -> Ledger:
@@ -222,6 +226,11 @@ def newest_jobs_with_series() -> sa.Select[Any]:
     columns = [job.c[name] for name in names]
     joined = sa.select(*named, *columns, count).join(job, job.c.series_id == series.c.id)
     return joined.order_by(series.c.id)
+
+
+def several(made: Sequence[str]) -> dict[str, list[str]]:
+    """Return the series that a job made as a part of its line, where they are more than one."""
+    return {"derived_series_uids": list(made)} if len(made) > 1 else {}
 
 
 def note_figures(

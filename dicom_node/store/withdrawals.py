@@ -27,7 +27,7 @@ from dicom_node.store.moves import (
     series_uid_of,
 )
 from dicom_node.store.notes import has_something, note_job, put_file_back, reopen, untold
-from dicom_node.store.results import DerivedInstance, store_instances
+from dicom_node.store.results import DerivedInstance, series_made, store_instances
 
 MOST_VARIABLES = 500  # of one statement: every database has a limit
 AT_ONCE = 50  # notes that are made in one run of housekeeping
@@ -61,6 +61,17 @@ class Withdrawn:
     at: datetime
     grounds: Grounds
     destinations: tuple[str, ...]  # that have something of it, or may have
+    series_made: tuple[str, ...] = ()  # all that it made: volumes, forms, companions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """One instance that a rejection note is about."""
+
+    sop_class: str
+    sop_uid: str
+    series_uid: str
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +84,7 @@ class Owed:
     at: datetime
     grounds: Grounds
     destinations: tuple[str, ...]
-    instances: tuple[tuple[str, str, Path], ...] = field(repr=False)  # class, UID, file
+    instances: tuple[Sent, ...] = field(repr=False)
 
 
 class WithdrawalStore:
@@ -295,6 +306,7 @@ def withdrawn(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> l
     job, series = schema.job, schema.series
     query = sa.select(job, series.c.series_uid).join(series, series.c.id == job.c.series_id)
     query = query.where(condition, job.c.withdrawn_at.is_not(None)).order_by(job.c.id)
+    made = series_made(connection, sa.select(query.subquery().c.id))
     return [
         Withdrawn(
             job_id=row.id,
@@ -305,6 +317,7 @@ def withdrawn(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> l
             at=row.withdrawn_at,
             grounds=to_grounds(row.withdrawal),
             destinations=tuple(has_something(connection, row.id)),
+            series_made=tuple(made.get(row.id, [])),
         )
         for row in connection.execute(query).all()
     ]
@@ -325,14 +338,23 @@ def to_owed(connection: sa.Connection, one: Withdrawn, names: Sequence[str]) -> 
     table, part, delivery = schema.derived_instance, schema.delivery_instance, schema.delivery
     sent = sa.select(part.c.derived_instance_id).join(delivery, delivery.c.id == part.c.delivery_id)
     sent = sent.where(delivery.c.job_id == one.job_id)
-    query = sa.select(table.c.sop_class, table.c.sop_uid, table.c.path)
+    query = sa.select(table.c.sop_class, table.c.sop_uid, table.c.series_uid, table.c.path)
     rows = connection.execute(query.where(table.c.id.in_(sent)).order_by(table.c.id))
+    series_uid = one.derived_series_uid or one.series_uid
     return Owed(
         job_id=one.job_id,
         generation=one.generation,
-        series_uid=one.derived_series_uid or one.series_uid,
+        series_uid=series_uid,
         at=one.at,
         grounds=one.grounds,
         destinations=tuple(names),
-        instances=tuple((row.sop_class, row.sop_uid, Path(row.path)) for row in rows),
+        instances=tuple(
+            Sent(
+                sop_class=row.sop_class,
+                sop_uid=row.sop_uid,
+                series_uid=row.series_uid or series_uid,
+                path=Path(row.path),
+            )
+            for row in rows
+        ),
     )

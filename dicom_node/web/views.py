@@ -301,7 +301,7 @@ def job_facts(job: JobRow, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Released incomplete": "yes" if job.incomplete_release else None,
         "Worker": job.worker,
         "At": job.stage if job.state is JobState.RUNNING else None,
-        "Derived series": job.derived_series_uid,
+        "Derived series": ", ".join(row.get("derived_series_uids", [])) or job.derived_series_uid,
         "Recipe": job.recipe_digest,
         "Weights": job.weights_sha256,
     }

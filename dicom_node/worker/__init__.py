@@ -5,8 +5,7 @@ The process that runs this loads torch; nothing heavy is imported before the fir
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -25,19 +24,14 @@ from dicom_node.retry import backoff_s
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import ClaimedJob, DerivedSeries, JobRow, Store
+from dicom_node.worker.figures import derived_series
 from dicom_node.worker.folders import attempt_name, discard, discard_others
-from dicom_node.worker.outputs import (
-    Readers,
-    by_kind,
-    derived_instances,
-    file_sha256,
-    gate,
-    readers,
-)
+from dicom_node.worker.orders import Engine, Order, Progress, carry_out, orders_of
+from dicom_node.worker.outputs import file_sha256, gate, kept_volumes, readers, volumes_made
 from dicom_node.worker.processes import worker_name
 from dicom_node.worker.readiness import Readiness
 from dicom_node.worker.room import is_for_want_of_room
-from dicom_node.worker.sources import source_paths
+from dicom_node.worker.sources import sources_of
 from dicom_node.worker.watch import GivenBack, Shutdown, Watch, utc_now
 from dicom_node.worker.weights import load_bundle, usable_weights
 from sr_engine.errors import InputRefused
@@ -47,23 +41,8 @@ if TYPE_CHECKING:
 
 log = telemetry.get_logger()
 
-Progress = Callable[[str, float], None]
 IDLE_S = 1.0  # how long a worker sleeps when the queue is empty
 NO_ROOM_S = 60.0  # until a job is tried again that found no room for its result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the engine is asked to do in one attempt."""
-
-    paths: tuple[Path, ...]
-    folder: Path
-    job: JobRow
-    kinds: tuple[str, ...]  # what is to be written, by the names of `sr_engine.dicom.kinds`
-    replaces: str = ""  # the derived series of an earlier generation
-
-
-Engine = Callable[[Order, Settings, Progress], "EnhanceResult"]
 
 
 class Worker:
@@ -158,20 +137,16 @@ class Worker:
         """Enhance, gate, publish; every way out but publishing or holding raises."""
         row = self._store.jobs.get(job.job_id)
         wanted = readers(self._settings, row.destinations)
-        order = Order(
-            paths=source_paths(self._store, job.series_id),
-            folder=folder,
-            job=row,
-            kinds=tuple(wanted),
-            replaces=self._store.jobs.replaced_by(row),
-        )
+        sources = sources_of(self._store, job.series_id)
+        replaced = self._store.jobs.replaced_by(row)
+        orders = list(orders_of(sources, folder, row, tuple(wanted), replaced))
         folder.mkdir(parents=True)
         with Watch(self._store, job, self.name, self._settings, self._shutdown) as watch:
-            result = self._engine(order, self._settings, watch.progress)
+            results = carry_out(orders, self._engine, self._settings, watch.progress)
             watch.progress("release gate", 0.98)
-            derived = derived_series(result, wanted)
-            findings = gate(by_kind(derived.instances), order.paths, result.provenance)
-            conclude = partial(self._conclude, job, row, derived, findings, result.report)
+            derived = derived_series(sources, results, wanted)
+            findings = gate(volumes_made(sources, results))
+            conclude = partial(self._conclude, job, row, derived, findings)
             self._persist(job, watch, folder, conclude)
         discard_others(folder)
 
@@ -202,7 +177,6 @@ class Worker:
         row: JobRow,
         derived: DerivedSeries,
         findings: Sequence[release_gate.Finding],
-        report: Any,
     ) -> None:
         """Publish the result, or hold it with the reason."""
         if findings:
@@ -210,8 +184,8 @@ class Worker:
             self._store.jobs.hold_result(
                 job.job_id, self.name, derived, HeldBy.GATE, reason, utc_now()
             )
-        elif not report.passed:
-            reason = f"The result is doubtful: {' '.join(report.findings)}"
+        elif not derived.figures["passed"]:
+            reason = f"The result is doubtful: {' '.join(derived.figures['findings'])}"
             self._store.jobs.hold_result(
                 job.job_id, self.name, derived, HeldBy.QUALITY, reason, utc_now()
             )
@@ -280,6 +254,7 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
             created=order.job.created_at,
             generation=order.job.generation,
             replaces=order.replaces,
+            part=order.part,
         ),
         bundle=load_bundle(settings.engine.weights, settings.engine.weights_sha256),
         device=settings.engine.device,
@@ -328,40 +303,11 @@ def release(store: Store, job_id: int, now: datetime) -> JobState:
 
 def gate_again(store: Store, job: JobRow) -> Sequence[release_gate.Finding]:
     """Return what the gate finds in a result that was kept."""
-    from pydicom import dcmread
-
-    from sr_engine.dicom.provenance import from_dataset
-
     kept = store.jobs.derived(job.id)
     for one in kept:
         if not one.path.is_file() or file_sha256(one.path) != one.sha256:
             raise GateRefused(f"job {job.id}: the kept result {one.path} is gone or was changed")
-    provenance = from_dataset(dcmread(kept[0].path, stop_before_pixels=True))
-    sources = source_paths(store, job.series_id)
-    return gate(by_kind(kept), sources, provenance)
-
-
-def derived_series(result: "EnhanceResult", wanted: Readers) -> DerivedSeries:
-    """Return what the store keeps of an engine's result."""
-    provenance = result.provenance
-    return DerivedSeries(
-        series_uid=result.written.series_uid,
-        instances=derived_instances(result.outputs, wanted),
-        recipe_digest=provenance.recipe_digest,
-        weights_sha256=provenance.bundle_sha256,
-        figures=job_figures(result),
-    )
-
-
-def job_figures(result: "EnhanceResult") -> Mapping[str, Any]:
-    """Return the plain JSON that the status page shows of a result."""
-    return {
-        "passed": bool(result.report.passed),
-        "findings": list(result.report.findings),
-        "quality": {name: float(value) for name, value in result.report.figures.items()},
-        "timings_s": dict(result.stages.seconds),
-        "peak_mib": dict(result.stages.peak_mib),
-    }
+    return gate(kept_volumes(kept, sources_of(store, job.series_id)))
 
 
 def gate_text(findings: Sequence[release_gate.Finding]) -> str:

@@ -70,10 +70,11 @@ def write_companion(
     result: Result, kind: Kind, datasets: Sequence[Dataset], out_dir: Path
 ) -> WrittenSeries:
     """Write the instances of one companion and return what was written."""
-    stem = kind.file_name.removesuffix(".dcm")
+    name = result.job.file_name(kind.file_name)
+    stem = name.removesuffix(".dcm")
     paths = []
     for place, dataset in enumerate(datasets, 1):
-        paths.append(out_dir / (f"{stem}-{place}.dcm" if place > 1 else kind.file_name))
+        paths.append(out_dir / (f"{stem}-{place}.dcm" if place > 1 else name))
         finish(dataset, paths[-1], result.signer)
     return WrittenSeries(
         kind=kind.name,

@@ -52,7 +52,7 @@ def write_enhanced(result: Result, template: Dataset, out_dir: Path) -> WrittenS
         If the file cannot be written.
     """
     dataset = enhanced_image(result, template)
-    path = out_dir / KIND.file_name
+    path = out_dir / result.job.file_name(KIND.file_name)
     finish(dataset, path, result.signer)
     return WrittenSeries(
         kind=KIND.name,
@@ -72,7 +72,7 @@ def enhanced_image(result: Result, template: Dataset) -> Dataset:
         root[tag] = template.get_item(tag)
     root.SOPClassUID = EnhancedMRImageStorage
     root.SeriesInstanceUID = result.provenance.series[KIND.name]
-    root.SeriesNumber = series_number(result.source, result.job, result.recipe) + KIND.offset
+    root.SeriesNumber = series_number(result.source, result.job, result.recipe, KIND)
     root.SOPInstanceUID = derived_instance_uid(root.SeriesInstanceUID, 0)
     root.InstanceNumber = 1
     shared = multiframe.take_planes(root)

@@ -1,5 +1,7 @@
 """What can be written of one result: the image in two forms, and companions of either.
 
+A series that holds several volumes gives a result of each, its parts.
+
 Standard library only: the service reads it without the engine.
 """
 
@@ -12,6 +14,8 @@ CLASSIC, ENHANCED = "classic", "enhanced"
 FORMS = (CLASSIC, ENHANCED)
 SPREAD, KEY_OBJECTS, PRESENTATION, REPORT = "spread", "key_objects", "presentation", "report"
 COMPANIONS = (SPREAD, KEY_OBJECTS, PRESENTATION, REPORT)
+# There are series numbers for so many parts, and more echoes are no pictures to read.
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -51,6 +55,14 @@ class Kind:
         """Return what is added to the series number, so that no two of a study are equal."""
         rank = COMPANIONS.index(self.companion) + 1 if self.companion else 0
         return 20 * rank + (10 if self.form == ENHANCED else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the several volumes of a series, whose result stands beside those of the others."""
+
+    name: str  # "sagittal, TE 12 ms": what people call it
+    rank: int  # from 1
 
 
 def kind_of(name: str) -> Kind:

@@ -17,7 +17,7 @@ from pydicom.uid import MRImageStorage
 from sr_engine.dicom import attributes
 from sr_engine.dicom import provenance as provenance_module
 from sr_engine.dicom.headers import number, text
-from sr_engine.dicom.kinds import CLASSIC, KEY_OBJECTS, PRESENTATION, REPORT, SPREAD, Kind
+from sr_engine.dicom.kinds import CLASSIC, KEY_OBJECTS, PRESENTATION, REPORT, SPREAD, Kind, Part
 from sr_engine.dicom.pixels import LOSSY_KEYWORDS
 from sr_engine.dicom.provenance import Provenance
 from sr_engine.dicom.reader import SourceSeries
@@ -32,6 +32,8 @@ LARGEST_IS = 2**31 - 1
 FREE_SERIES_NUMBER = 9000
 # `Kind.offset` leaves room for so many generations; the next ones begin so far above.
 GENERATIONS, NEXT_GENERATIONS = 10, 10_000_000
+# Further parts lie between generations, at steps of 12 500 source numbers: nobody counts so.
+NEXT_PART = 1_250_000
 
 # Codes of PS3.16: CID 7203, 7202, 7210, 7005.
 RESAMPLING = ("113085", "Spatial resampling")
@@ -59,11 +61,16 @@ class JobIdentity:
     created: datetime  # aware; every date we write is this one, so a resend has the same bytes
     generation: int = 1
     series_number: int | None = None
-    replaces: str = ""  # the derived series of the generation before, if it made one
+    replaces: tuple[str, ...] = ()  # the derived series of the generation before, if it made any
+    part: Part | None = None  # None: the series is one volume
 
     def __post_init__(self) -> None:
         if self.created.tzinfo is None:
             raise WriteError(f"job {self.job_id}: created {self.created} has no time zone")
+
+    def file_name(self, name: str) -> str:
+        """Return the name of one of its files: the parts of a result lie in one folder."""
+        return f"{self.part.rank}-{name}" if self.part else name
 
 
 def code(value: tuple[str, str]) -> list[Dataset]:
@@ -157,26 +164,28 @@ def _add_series(
     job: JobIdentity,
 ) -> None:
     dataset.SeriesInstanceUID = provenance.series.get(kind.name, provenance.derived_series_uid)
-    dataset.SeriesNumber = series_number(source, job, recipe) + kind.offset
-    suffix = (recipe.description_suffix + WORDS[kind.companion])[:LO_LENGTH]
+    dataset.SeriesNumber = series_number(source, job, recipe, kind)
+    part = f" {job.part.name}" if job.part else ""
+    suffix = (part + recipe.description_suffix + WORDS[kind.companion])[:LO_LENGTH]
     described = text(source.headers[0], "SeriesDescription")
     dataset.SeriesDescription = (described[: LO_LENGTH - len(suffix)] + suffix).strip()
 
 
-def series_number(source: SourceSeries, job: JobIdentity, recipe: Recipe) -> int:
+def series_number(source: SourceSeries, job: JobIdentity, recipe: Recipe, kind: Kind) -> int:
     """Return base + source x 100 + generation, or base + 9000 + generation beyond what IS holds.
 
     From the tenth generation on they lie ten million higher, and so on: the numbers between are
-    those of other kinds and of the next series.
+    those of other kinds, of the next series, and of further parts.
     """
+    above = kind.offset + (NEXT_PART * (job.part.rank - 1) if job.part else 0)
     if job.series_number is not None:
-        return job.series_number
+        return job.series_number + above
     stated = int(number(source.headers[0], "SeriesNumber") or 0)
     tens, generation = divmod(job.generation, GENERATIONS)
     first = recipe.series_number_base + tens * NEXT_GENERATIONS + generation
     proposed = first + stated * 100
-    fits = 0 < stated and proposed <= LARGEST_IS - 100
-    return proposed if fits else first + FREE_SERIES_NUMBER
+    fits = 0 < stated and proposed + above - kind.offset <= LARGEST_IS - 100
+    return above + (proposed if fits else first + FREE_SERIES_NUMBER)
 
 
 def _add_equipment(
@@ -221,7 +230,7 @@ def _own_equipment(provenance: Provenance) -> Dataset:
     return ours
 
 
-def _add_derivation(dataset: Dataset, source: SourceSeries, replaced_uid: str) -> None:
+def _add_derivation(dataset: Dataset, source: SourceSeries, replaces: Sequence[str]) -> None:
     """Refer to every source instance, as all enter every slice; and name what this replaces."""
     images = [source_image(source.sop_class_uid, uid) for uid in source.sop_uids]
     instances = [reference(source.sop_class_uid, uid) for uid in source.sop_uids]
@@ -230,7 +239,7 @@ def _add_derivation(dataset: Dataset, source: SourceSeries, replaced_uid: str) -
     referenced.ReferencedInstanceSequence = instances
     dataset.DerivationCodeSequence = code(RESAMPLING)
     dataset.RelatedSeriesSequence = [related_series(source)]
-    if replaced_uid:  # CID 7210 has no code for that purpose
+    for replaced_uid in replaces:  # CID 7210 has no code for that purpose
         replaced = Dataset()
         replaced.StudyInstanceUID, replaced.SeriesInstanceUID = source.study_uid, replaced_uid
         replaced.PurposeOfReferenceCodeSequence = []

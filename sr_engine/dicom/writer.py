@@ -102,7 +102,7 @@ def write_classic(result: Result, template: Dataset, out_dir: Path) -> WrittenSe
     paths, uids = [], []
     for index, plane in enumerate(result.stored.array):
         dataset = _instance(template, result.volume, index, numbers[index], plane)
-        path = out_dir / f"{numbers[index]:05d}.dcm"
+        path = out_dir / result.job.file_name(f"{numbers[index]:05d}.dcm")
         finish(dataset, path, result.signer)
         paths.append(path)
         uids.append(str(dataset.SOPInstanceUID))

@@ -54,8 +54,16 @@ class QueuedNode:
         assembly.tick(self.store, self.settings, later)
 
 
-def queued_node(folder: Path, *, leave_out: int = 0, **sections: Any) -> QueuedNode:
-    """Return a node that has received a phantom series but its last `leave_out` middle slices."""
+def queued_node(
+    folder: Path, *, leave_out: int = 0, paths: list[Path] | None = None, **sections: Any
+) -> QueuedNode:
+    """Return a node that has received a phantom series but its last `leave_out` middle slices.
+
+    Parameters
+    ----------
+    paths
+        The series; default: one stack.
+    """
     sections = {
         "assembly": {"idle_s": 1.0, "min_slices": 2},
         "peers": [SOURCE, PACS],
@@ -64,7 +72,7 @@ def queued_node(folder: Path, *, leave_out: int = 0, **sections: Any) -> QueuedN
     settings = rig_settings(folder / "state", **sections)
     store = open_store(settings.database_url)
     files = PixelFiles(folder / "state" / "in", 0)
-    paths = phantoms.corner_series(folder / "scan").paths
+    paths = paths or phantoms.corner_series(folder / "scan").paths
     node = QueuedNode(settings=settings, store=store, files=files, paths=paths)
     middle = len(paths) // 2
     for path in [*paths[: middle - leave_out], *paths[middle:]]:
@@ -87,6 +95,7 @@ def copying_engine(*, passed: bool = True, spoil: Any = None) -> Any:
                 created=order.job.created_at,
                 generation=order.job.generation,
                 replaces=order.replaces,
+                part=order.part,
             ),
             kinds=order.kinds,
         )

@@ -6,7 +6,8 @@ import pytest
 
 from dicom_node.release_gate import COMPANION_RULES as RULES
 from dicom_node.release_gate import check_companion
-from dicom_node.worker.outputs import gate
+from dicom_node.worker.outputs import Volume, gate
+from dicom_node.worker.sources import Source
 from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.reader import read_series
 from tests import phantoms
@@ -247,8 +248,12 @@ def test_all_kinds_of_a_job_are_looked_at_together(job, tmp_path):
     source, files, made = job
     gone = [tmp_path / "gone.dcm"]
 
-    assert gate(files, source, made) == []
-    assert rules_of(gate(files, gone, made)) == {"source_readable"}
-    assert rules_of(gate(files | {"classic": gone}, source, made)) == {"readable"}
-    found = rules_of(gate(files | {"enhanced": files["classic"]}, source, made))
+    def look(files, source):
+        whole = Source(name="", sop_uids=frozenset(), paths=tuple(source))
+        return gate([Volume(source=whole, files=files, provenance=made)])
+
+    assert look(files, source) == []
+    assert rules_of(look(files, gone)) == {"source_readable"}
+    assert rules_of(look(files | {"classic": gone}, source)) == {"readable"}
+    found = rules_of(look(files | {"enhanced": files["classic"]}, source))
     assert found >= {"pixel_description", "companion_references"}

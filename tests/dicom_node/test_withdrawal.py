@@ -93,7 +93,9 @@ def tell(node, tmp_path: Path, title: str, uids, modifiers=(), number: int = 1) 
         modifiers=tuple(modifiers),
         reason="wrong patient on the table",
         series_uid=str(image.SeriesInstanceUID),
-        instances=[(str(image.SOPClassUID), str(uid)) for uid in uids],
+        instances=[
+            (str(image.SOPClassUID), str(uid), str(image.SeriesInstanceUID)) for uid in uids
+        ],
         at=now() + timedelta(seconds=number),
     )
     path = tmp_path / f"note{number}.dcm"
@@ -324,7 +326,7 @@ def test_a_key_object_that_rejects_nothing_withdraws_nothing(node, tmp_path, spo
     image = pydicom.dcmread(node.paths[0])
     note = Note(
         title=SAFETY, modifiers=(), reason="", series_uid="1.2.3", at=now(),
-        instances=[(str(image.SOPClassUID), uid) for uid in source_uids(node)],
+        instances=[(str(image.SOPClassUID), uid, "1.2.3") for uid in source_uids(node)],
     )  # fmt: skip
     dataset = pydicom.dcmread(BytesIO(write_note(note, image)))
     if spoil == "other title":

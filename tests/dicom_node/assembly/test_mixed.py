@@ -2,7 +2,7 @@
 
 import pytest
 
-from dicom_node.assembly import judge, volume_of
+from dicom_node.assembly import judge, volumes_of
 from dicom_node.settings import make_settings
 from tests.dicom_node.slices import AXIAL, ENHANCED, SAGITTAL, enhanced, slice_at, stack
 
@@ -33,7 +33,7 @@ def test_a_volume_is_taken_out_of_a_mixed_series(others, words):
 
     assert verdict.event == "enqueue"
     assert f"Left out: {words}" in verdict.reason
-    assert volume_of([*others, *volume]) == {one.sop_uid for one in volume}
+    assert volumes_of([*others, *volume]) == {"": {one.sop_uid for one in volume}}
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_a_volume_is_taken_out_of_a_mixed_series(others, words):
             [*stack(PLACES), *copies(places=range(12), ImageOrientationPatient=SAGITTAL)],
             "no single stack: they lie in 2 orientations with 20, 12 images",
         ),
-        (
-            [*stack(PLACES), *copies(EchoTime=90.0)],
+        (  # the second echo is no volume of its own
+            [*stack(PLACES), *copies(places=range(12), EchoTime=90.0)],
             "a multi-echo series (2 echo times)",
         ),
         (

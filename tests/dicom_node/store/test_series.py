@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,8 +10,9 @@ import sqlalchemy as sa
 
 from dicom_node.errors import ConflictingInstance, InstanceRejected, StoreUnavailable
 from dicom_node.states import HeldBy, JobState
-from dicom_node.store import schema
+from dicom_node.store import DerivedSeries, schema
 from dicom_node.store.arrivals import record_all
+from dicom_node.store.overview import series_lines
 
 LEASE = timedelta(seconds=60)
 
@@ -340,6 +342,39 @@ def test_the_listing_has_the_shape_that_scripts_rely_on(store, new_instance, pub
             "deliveries": [],
         },
     ]
+
+
+def of_two_volumes(derived) -> DerivedSeries:
+    """Return a result of two images and a report of the second one."""
+    first, second, report = (derived(1, f"2.25.{number}").instances[0] for number in range(3))
+    return replace(
+        derived(series_uid="2.25.0"),
+        instances=(
+            replace(first, kind="classic", series_uid="2.25.0"),
+            replace(second, kind="classic", series_uid="2.25.1"),
+            replace(report, kind="classic+report", series_uid="2.25.2"),
+        ),
+    )
+
+
+def test_every_series_of_a_result_is_listed_where_there_are_several(store, queued, derived, now):
+    job_id = queued()
+    store.jobs.claim("w", now, timedelta(seconds=60))
+    store.jobs.publish(job_id, "w", of_two_volumes(derived), ["pacs"], now)
+
+    (line,) = store.series.listing()
+    assert line["derived_series_uid"] == "2.25.0"
+    assert line["derived_series_uids"] == ["2.25.0", "2.25.1", "2.25.2"]
+    (line,) = series_lines(store.database)
+    assert line["derived_series_uids"] == ["2.25.0", "2.25.1", "2.25.2"]
+    again = store.jobs.get(store.jobs.requeue(job_id, now))
+    assert store.jobs.replaced_by(again) == ("2.25.0", "2.25.1")
+
+
+def test_a_result_of_one_series_replaces_one(store, published, now):
+    again = store.jobs.get(store.jobs.requeue(published(), now))
+
+    assert store.jobs.replaced_by(again) == ("2.25.123",)
 
 
 def test_the_listing_shows_the_newest_generation_only(store, new_instance, published, now):
