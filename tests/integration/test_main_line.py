@@ -78,8 +78,9 @@ def median_brightness(datasets) -> float:
     ("name", "rules", "student"),
     [
         ("p01-siemens-avanto-1p5t-t1mpr-slab", "", "shipped"),  # the default rules take it
-        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped"),
-        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),  # at 1 mm: a third of the time
+        # At 1 mm: a third of the time.
+        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped, 1 mm"),
+        ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),
     ],
 )
 def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
@@ -95,7 +96,11 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
         tmp_path / "node",
         archives=[archive],
         rules=rules,
-        engine=SHIPPED_STUDENT if student == "shipped" else engine(small_weights, 1.0),
+        engine={
+            "shipped": SHIPPED_STUDENT,
+            "shipped, 1 mm": f"{SHIPPED_STUDENT}\nspacing_mm = 1.0",
+            "small": engine(small_weights, 1.0),
+        }[student],
         port=archive.node_port,
     ).start()
     try:
