@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sr_engine.errors import InputRefused
 from sr_engine.model.autoencoder import FACTOR
 from sr_engine.model.diffusion import Condition, encode_acquisition
 from sr_engine.model.unet import ACQUISITION_FIELDS, G_CHANNELS
@@ -66,14 +67,14 @@ class PoolScene:
     draw: Draw
 
 
-def random_scene(shards: Sequence[Shard], rng: np.random.Generator) -> PoolScene:
-    """Return the scene of a random volume under a random acquisition."""
+def random_scene(shards: Sequence[Shard], rng: np.random.Generator, crop: int) -> PoolScene:
+    """Return the scene of a random volume under a random acquisition, large enough for crops."""
     heads = [s for s in shards if s.whole_head]
     brains = [s for s in shards if not s.whole_head]
     wants_head = rng.random() < WHOLE_HEAD_SHARE
     group = (heads if wants_head else brains) or shards
     shard = group[int(rng.integers(len(group)))]
-    return pooled(simulate(shard.volume.float(), shard.mask, draw(rng)), rng)
+    return pooled(simulate(shard.volume.float(), shard.mask, draw(rng), crop), rng)
 
 
 def pooled(scene: Scene, rng: np.random.Generator) -> PoolScene:
@@ -104,6 +105,11 @@ class SlicePool:
         Side of a crop, even.
     scenes
         How many the pool holds.
+
+    Raises
+    ------
+    InputRefused
+        If a volume is smaller than a crop.
     """
 
     def __init__(
@@ -116,6 +122,11 @@ class SlicePool:
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
+        for shard in shards:
+            if min(shard.volume.shape) < crop:
+                raise InputRefused(
+                    f"shard {shard.name}: {tuple(shard.volume.shape)} voxels hold no crop of {crop}"
+                )
         self.shards, self.context, self.crop = shards, context, crop
         self.device = torch.device(device)
         self.rng = np.random.default_rng(seed)
@@ -137,7 +148,7 @@ class SlicePool:
 
     def _new(self) -> PoolScene:
         """Return the next scene; a pool that is fed from elsewhere waits for it."""
-        return random_scene(self.shards, self.rng)
+        return random_scene(self.shards, self.rng, self.crop)
 
     def refresh(self) -> None:
         """Replace the oldest scene by a new one."""

@@ -28,13 +28,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 POLITE = 10  # niceness: the process that feeds the device comes first
 
 
-def _simulate_for_ever(shards: list[Shard], seed: int, made: Any) -> None:
+def _simulate_for_ever(shards: list[Shard], crop: int, seed: int, made: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     os.nice(POLITE)
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     while True:
-        made.put(random_scene(shards, rng))
+        made.put(random_scene(shards, rng, crop))
 
 
 @contextmanager
@@ -80,7 +80,7 @@ class FedPool(SlicePool):
         self._workers = [
             context.Process(
                 target=_simulate_for_ever,
-                args=(list(shards), seed * 1000 + n, made),
+                args=(list(shards), options["crop"], seed * 1000 + n, made),
                 daemon=True,
             )
             for n in range(workers)

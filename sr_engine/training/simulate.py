@@ -245,11 +245,16 @@ def recoloured(high: Tensor, colours: np.ndarray) -> Tensor:
     return torch.from_numpy(np.interp(high.numpy(), fine, curve).astype(np.float32))
 
 
-def zoomed(high: Tensor, mask: Tensor, zoom: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Return the volume and its mask as a scan with coarser voxels would be a reference."""
+def zoomed(
+    high: Tensor, mask: Tensor, zoom: tuple[float, ...], smallest: int
+) -> tuple[Tensor, Tensor]:
+    """Return the volume and its mask as a scan with coarser voxels would be a reference.
+
+    No side becomes shorter than `smallest` voxels by it.
+    """
     for axis, factor in enumerate(zoom):
         n = high.shape[axis]
-        fewer = round(n / factor)
+        fewer = max(round(n / factor), min(n, smallest))
         if fewer == n:
             continue
         model = AxisModel(
@@ -294,16 +299,18 @@ def estimated_noise(low: Tensor, mask: Tensor, d: Draw) -> float:
     return estimate_noise_sigma(low.numpy(), mask.numpy(), oversampling=oversampling).sigma
 
 
-def simulate(high: Tensor, mask: Tensor, d: Draw) -> Scene:
+def simulate(high: Tensor, mask: Tensor, d: Draw, smallest: int = 0) -> Scene:
     """Return the scene that acquisition `d` makes of a volume.
 
     Parameters
     ----------
     high : (K, J, I), float32    normalised: 99.9th percentile in the head is 1
     mask : (K, J, I), bool
+    smallest
+        Voxels along a side below which no coarser reference goes.
     """
     axes = [axis for axis, flip in enumerate(d.flips) if flip]
-    high, mask = zoomed(high.flip(axes), mask.flip(axes), d.zoom)
+    high, mask = zoomed(high.flip(axes), mask.flip(axes), d.zoom, smallest)
     high = high.clamp(min=0) ** d.gamma
     if len(d.colours):
         high = recoloured(high, d.colours)

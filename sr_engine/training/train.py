@@ -181,23 +181,25 @@ class Trainer:
             compile_blocks(self.model)
         budget, stage = config.minutes * 60, None
         spoken, kept, recent = started - SPEAK_EVERY_S, started, []
-        while self.seconds < budget:
-            if self.step % config.refresh_every == 0:
-                pool.refresh()
-            recent.append(self._update(pool.batch(config.batch), self.seconds / budget))
-            self.step += 1
-            now = time.monotonic()
-            self.seconds, self.scenes = before + now - started, pool.replaced
-            if now - spoken > SPEAK_EVERY_S:
-                self._tell(recent, budget, now - spoken)
-                spoken, recent = now, []
-            if now - kept > KEEP_EVERY_S:
-                kept = now
-                self._save_state()
-                self.write()
-            if self.distiller is not None:
-                stage = self._keep_stage(stage)
-        pool.close()
+        try:
+            while self.seconds < budget:
+                if self.step % config.refresh_every == 0:
+                    pool.refresh()
+                recent.append(self._update(pool.batch(config.batch), self.seconds / budget))
+                self.step += 1
+                now = time.monotonic()
+                self.seconds, self.scenes = before + now - started, pool.replaced
+                if now - spoken > SPEAK_EVERY_S:
+                    self._tell(recent, budget, now - spoken)
+                    spoken, recent = now, []
+                if now - kept > KEEP_EVERY_S:
+                    kept = now
+                    self._save_state()
+                    self.write()
+                if self.distiller is not None:
+                    stage = self._keep_stage(stage)
+        finally:
+            pool.close()
         self._save_state()
         return self.write()
 
@@ -256,12 +258,19 @@ class Trainer:
             return self.distiller.loss(self.model, batch, progress, self.generator)
         return denoising_loss(self.model, batch, self.config, self.generator)
 
+    def _refuse_no_numbers(self) -> None:
+        """Raise FloatingPointError where a weight is no number: nothing good is overwritten."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.average.parameters()):
+            raise FloatingPointError(f"weights are no numbers at step {self.step}")
+
     def _save_state(self) -> None:
+        self._refuse_no_numbers()
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
         save_state(self.state_path, self.model, self.average, self.optimisers, progress)
 
     def write(self, path: Path | None = None) -> str:
         """Write the averaged weights with their record; return the file's SHA-256."""
+        self._refuse_no_numbers()
         record = {
             "stage": self.config.stage,
             "training": json.loads(json.dumps(asdict(self.config))),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sr_engine.errors import RecipeError
+from sr_engine.errors import InputRefused, RecipeError
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig
 from sr_engine.training.distill import halve, two_step_target
@@ -86,6 +86,26 @@ def test_training_goes_on_where_it_stopped(data):
                 assert torch.equal(torch.as_tensor(ours.state[one][key]), torch.as_tensor(value))
     second.run()
     assert second.step > first.step
+
+
+def test_weights_that_are_no_numbers_overwrite_nothing(data):
+    trainer = Trainer(config(data, "student"), "cpu", quiet)
+    sha256 = trainer.run()
+    state = trainer.state_path.read_bytes()
+    with torch.no_grad():
+        next(trainer.average.parameters()).fill_(float("nan"))
+
+    for save in (trainer.write, trainer._save_state):
+        with pytest.raises(FloatingPointError, match="no numbers at step"):
+            save()
+
+    assert bundle.load(data / "student.safetensors").sha256 == sha256
+    assert trainer.state_path.read_bytes() == state
+
+
+def test_a_volume_that_holds_no_crop_is_named(data):
+    with pytest.raises(InputRefused, match="shard ball: .* no crop of 48"):
+        Trainer(config(data, "student", crop=48), "cpu", quiet).run()
 
 
 def test_the_autoencoder_stage_trains_the_codec_and_nothing_else(data):
