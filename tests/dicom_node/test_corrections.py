@@ -11,7 +11,6 @@ from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance, CorrectedSince
 from dicom_node.examination import Incoming
 from dicom_node.intake import recover, take_in
-from dicom_node.network.archive import LoopbackArchive
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
 from dicom_node.states import JobState
@@ -20,12 +19,6 @@ from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.rigs import encoded, make_instance
 
 RIGHT = {"PatientName": "Right^Person", "PatientID": "RIGHT-1"}
-
-
-@pytest.fixture
-def archive(tmp_path):
-    with LoopbackArchive(tmp_path / "archive", ae_title="PACS") as running:
-        yield running
 
 
 @pytest.fixture

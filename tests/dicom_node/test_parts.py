@@ -44,12 +44,6 @@ def two_planes(folder, **second):
 
 
 @pytest.fixture
-def archive(tmp_path):
-    with LoopbackArchive(tmp_path / "archive", ae_title="PACS") as running:
-        yield running
-
-
-@pytest.fixture
 def node(tmp_path, archive):
     peer = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": archive.port}
     peer |= {"roles": ["destination"], "companions": ["key_objects"], "commitment": False}

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from dicom_node import assembly, withdrawal
 from dicom_node.cli import main
-from dicom_node.network.archive import LoopbackArchive
 from dicom_node.rejection_notes import (
     KEY_OBJECT_SELECTION,
     QUALITY,
@@ -38,12 +37,6 @@ ARTIFACT = Code(value="111207", meaning="Image artifact(s)")
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-@pytest.fixture
-def archive(tmp_path):
-    with LoopbackArchive(tmp_path / "archive", ae_title="PACS") as running:
-        yield running
 
 
 @pytest.fixture
