@@ -63,6 +63,7 @@ class Occupancy:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._unlock()
         self._leave()
 
     def _watch(self) -> None:
@@ -108,6 +109,18 @@ class Occupancy:
             f"another node is running on this database, {described(holder)}; "
             "one database belongs to one node"
         )
+
+    def _unlock(self) -> None:
+        """Give the lock back in so many words.
+
+        A server may notice only later that a session was closed: the next node would be refused.
+        """
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute(sa.select(sa.func.pg_advisory_unlock(NODE_LOCK)))
+        except AWAY as error:  # then the lock went with the session
+            log.info("database.not_unlocked", reason=error_text(error))
 
     def _leave(self) -> None:
         """Let go of the session; the server lets go of what it holds."""
