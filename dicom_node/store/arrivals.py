@@ -34,7 +34,7 @@ from dicom_node.store.moves import (
     new_generation,
     newest_job,
 )
-from dicom_node.store.prepared import Among, Prepared
+from dicom_node.store.prepared import OfRows, Row, inserting
 from dicom_node.store.withdrawals import Grounds, withdraw_results
 
 # A person cancelled the series: later slices are kept and counted, but do not undo that.
@@ -54,21 +54,40 @@ class Recorded:
 
 Arrival = tuple[NewInstance, datetime]
 # Built once: to build a statement takes longer than to run it.
-KNOWN = Among(
-    lambda uids: sa.select(schema.instance.c.id).where(schema.instance.c.sop_uid.in_(uids))
+INSTANCE, SERIES = schema.instance.c, schema.series.c
+KNOWN = OfRows(
+    {"uid": INSTANCE.sop_uid.type},
+    lambda rows: sa.select(INSTANCE.id).where(INSTANCE.sop_uid.in_([row["uid"] for row in rows])),
 )
-INSERT = Prepared(sa.insert(schema.instance), [*OF_INSTANCE, "series_id", "received_at"])
-MORE = {
-    "acknowledged": schema.series.c.acknowledged + sa.bindparam("more"),
-    "last_received_at": sa.bindparam("at", type_=schema.UtcDateTime),
-}
-COUNT = Prepared(
-    sa.update(schema.series).where(schema.series.c.id == sa.bindparam("series_id")).values(**MORE)
+INSERT = inserting(schema.instance, [*OF_INSTANCE, "series_id", "received_at"])
+
+
+def counting(rows: Sequence[Row]) -> sa.Update:
+    """Return the UPDATE that counts more instances of several series."""
+
+    def of_series(name: str) -> sa.Case[Any]:
+        return sa.case(*((SERIES.id == row["series_id"], row[name]) for row in rows))
+
+    return (
+        sa.update(schema.series)
+        .where(SERIES.id.in_([row["series_id"] for row in rows]))
+        .values(
+            acknowledged=SERIES.acknowledged + of_series("more"), last_received_at=of_series("at")
+        )
+    )
+
+
+COUNT = OfRows(
+    {"series_id": SERIES.id.type, "more": sa.Integer(), "at": SERIES.last_received_at.type},
+    counting,
 )
 COUNT_BY_UID = (
     sa.update(schema.series)
     .where(schema.series.c.series_uid == sa.bindparam("uid"))
-    .values(**MORE)
+    .values(
+        acknowledged=SERIES.acknowledged + sa.bindparam("more"),
+        last_received_at=sa.bindparam("at", type_=SERIES.last_received_at.type),
+    )
     .returning(schema.series.c.id)
 )
 
@@ -117,7 +136,7 @@ def record(database: Database, batch: Sequence[Arrival]) -> list[Recorded | Exce
     ordered, uids = sorted(batch, key=series_of), [new.sop_uid for new, _ in batch]
     outcomes: dict[str, Recorded | Exception] = {}
     with database.transaction() as work:
-        if KNOWN.run(work.connection, uids).first() is None:
+        if KNOWN.run(work.connection, [{"uid": uid} for uid in uids]).first() is None:
             outcomes |= insert_instances(work, ordered)
         else:  # rare: all that concerns one series is done before the next
             known = find_all(work.connection, uids)
@@ -161,8 +180,8 @@ def insert_instances(work: Work, arrivals: Sequence[Arrival]) -> dict[str, Recor
     `arrivals` are in the order of their series.
     """
     joined = join_series(work, arrivals)
-    rows = (to_values(new, joined[new.series_uid][0], now) for new, now in arrivals)
-    INSERT.run_each(work.connection, rows)
+    rows = [to_values(new, joined[new.series_uid][0], now) for new, now in arrivals]
+    INSERT.run_once_each(work.connection, rows)
     return {
         new.sop_uid: Recorded(outcome="new", job_id=joined[new.series_uid][1])
         for new, _ in arrivals
@@ -175,7 +194,8 @@ def join_series(work: Work, arrivals: Sequence[Arrival]) -> dict[str, tuple[int,
     A series that is being received is the rule, and one statement finds all of them.
     """
     parts = {uid: list(part) for uid, part in groupby(arrivals, series_of)}
-    newest = {row.series_uid: row for row in WITH_NEWEST_JOB.run(work.connection, list(parts))}
+    found = WITH_NEWEST_JOB.run(work.connection, [{"uid": uid} for uid in parts])
+    newest = {row.series_uid: row for row in found}
     joined, counts = {}, []
     for uid, part in parts.items():
         row, last_at = newest.get(uid), max(now for _, now in part)
@@ -186,7 +206,7 @@ def join_series(work: Work, arrivals: Sequence[Arrival]) -> dict[str, tuple[int,
             series_id = upsert_series(work, part[0][0], last_at, len(part))
             joined[uid] = series_id, receiving_job(work, series_id, uid, last_at)
     if counts:
-        COUNT.run_each(work.connection, counts)
+        COUNT.run(work.connection, counts)
     return joined
 
 

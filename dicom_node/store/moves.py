@@ -13,7 +13,7 @@ from dicom_node.errors import LeaseLost, UnknownJob
 from dicom_node.states import JobState, next_state
 from dicom_node.store import schema
 from dicom_node.store.database import Work
-from dicom_node.store.prepared import Among
+from dicom_node.store.prepared import OfRows, Row
 
 # What people read while nothing more particular is known.
 REASONS = {
@@ -62,7 +62,7 @@ NEWEST_JOB = (
 )
 
 
-def with_newest_job(series_uids: Sequence[Any]) -> sa.Select[Any]:
+def with_newest_job(rows: Sequence[Row]) -> sa.Select[Any]:
     """Return the query of series that have a job and of their newest one, locked in this order.
 
     As an UPDATE locks them: who holds the job may make another one, whose row names the series.
@@ -74,13 +74,13 @@ def with_newest_job(series_uids: Sequence[Any]) -> sa.Select[Any]:
         sa.select(series.c.id, series.c.series_uid, job.c.id.label("job_id"), job.c.state)
         .select_from(series)
         .join(job, same)
-        .where(series.c.series_uid.in_(series_uids))
+        .where(series.c.series_uid.in_([row["uid"] for row in rows]))
         .order_by(series.c.series_uid)
         .with_for_update(key_share=True)
     )
 
 
-WITH_NEWEST_JOB = Among(with_newest_job)
+WITH_NEWEST_JOB = OfRows({"uid": schema.series.c.series_uid.type}, with_newest_job)
 
 
 def locked_job(work: Work, job_id: int) -> sa.Row[Any]:

@@ -5,13 +5,29 @@ the transaction that records what arrives that took most of the time, under the 
 What a statement means, errors and types remain SQLAlchemy's.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 Values = Mapping[str, Any]
+Row = Mapping[str, sa.BindParameter[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parameter:
+    """Where a statement's parameter comes from, and how the driver wants it."""
+
+    name: str
+    row: int
+    column: str
+    convert: Callable[[Any], Any] | None
+
+    def value(self, rows: Sequence[Values]) -> Any:
+        """Return the value for the driver."""
+        value = rows[self.row][self.column]
+        return value if self.convert is None else self.convert(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +35,10 @@ class _Form:
     """A statement as one database wants it."""
 
     text: str
-    converters: Sequence[tuple[str, Callable[[Any], Any] | None]]  # by parameter, in their order
+    parameters: Sequence[_Parameter]  # in their order
     positional: bool
 
-    def parameters(self, values: Values) -> tuple[Any, ...] | dict[str, Any]:
+    def values(self, rows: Sequence[Values]) -> tuple[Any, ...] | dict[str, Any]:
         """Return one run's values for the driver.
 
         Raises
@@ -31,73 +47,89 @@ class _Form:
             If a value cannot be converted, as from SQLAlchemy itself.
         """
         try:
-            converted = [
-                values[name] if convert is None else convert(values[name])
-                for name, convert in self.converters
-            ]
+            values = [each.value(rows) for each in self.parameters]
         except (TypeError, ValueError, RecursionError) as error:
             kind = type(error).__name__
             raise sa.exc.StatementError(
                 kind, self.text, None, error, hide_parameters=True
             ) from error
         if self.positional:
-            return tuple(converted)
-        return dict(zip([name for name, _ in self.converters], converted, strict=True))
+            return tuple(values)
+        return dict(zip([each.name for each in self.parameters], values, strict=True))
 
 
-class Prepared:
-    """A statement whose parameters are all named at each run; safe to use from many threads.
+class OfRows:
+    """A prepared statement about several rows, as many as each run names.
 
-    Rows come as the driver has them: columns that need a conversion do not belong here.
+    One for all: with one for each row the driver would let go of the interpreter, and wait to have
+    it again, at every one of them, while others wait for the transaction to end. Safe to use from
+    many threads.
+
+    What it returns is as the driver has it: columns that need a conversion do not belong there.
     """
 
-    def __init__(self, statement: sa.Executable, columns: Sequence[str] | None = None) -> None:
-        """Keep `statement`; `columns` are those that an INSERT has values for."""
+    def __init__(
+        self,
+        types: Mapping[str, sa.types.TypeEngine[Any]],
+        statement: Callable[[Sequence[Row]], sa.Executable],
+    ) -> None:
+        """Keep what makes the statement of rows of parameters, whose names and types these are."""
+        self._types = types
         self._statement = statement
-        self._columns = columns
-        self._forms: dict[str, _Form] = {}  # by dialect
+        self._forms: dict[tuple[str, int], _Form] = {}  # by dialect and number of rows
 
-    def run(self, connection: sa.Connection, values: Values) -> sa.CursorResult[Any]:
-        """Return the result of the statement."""
-        form = self._form(connection.dialect)
-        return connection.exec_driver_sql(form.text, form.parameters(values))
+    def run(self, connection: sa.Connection, rows: Sequence[Values]) -> sa.CursorResult[Any]:
+        """Return the result about `rows`, of which there is one at least.
 
-    def run_each(self, connection: sa.Connection, rows: Iterable[Values]) -> None:
-        """Run the statement once for each of `rows`, of which there is one at least."""
-        form = self._form(connection.dialect)
-        connection.exec_driver_sql(form.text, [form.parameters(row) for row in rows])
+        A few sizes serve every number: the last row may be named several times.
+        """
+        size = 1 << (len(rows) - 1).bit_length()
+        return self._run(connection, [*rows, *[rows[-1]] * (size - len(rows))])
 
-    def _form(self, dialect: sa.Dialect) -> _Form:
-        if dialect.name not in self._forms:
-            self._forms[dialect.name] = self._compiled(dialect)
-        return self._forms[dialect.name]
+    def run_once_each(self, connection: sa.Connection, rows: Sequence[Values]) -> None:
+        """Run it so that each row is named once, as when they are inserted."""
+        at = 0
+        while at < len(rows):
+            size = 1 << ((len(rows) - at).bit_length() - 1)
+            self._run(connection, rows[at : at + size])
+            at += size
 
-    def _compiled(self, dialect: sa.Dialect) -> _Form:
-        compiled: Any = self._statement.compile(  # type: ignore[attr-defined]
-            dialect=dialect, column_keys=self._columns, for_executemany=self._columns is not None
-        )
+    def _run(self, connection: sa.Connection, rows: Sequence[Values]) -> sa.CursorResult[Any]:
+        key = connection.dialect.name, len(rows)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = self._compiled(connection.dialect, len(rows))
+        return connection.exec_driver_sql(form.text, form.values(rows))
+
+    def _compiled(self, dialect: sa.Dialect, size: int) -> _Form:
+        places: dict[str, tuple[int, str]] = {}
+        rows = []
+        for number in range(size):
+            names = {column: f"{column}_{number}" for column in self._types}
+            places |= {name: (number, column) for column, name in names.items()}
+            rows.append({
+                column: sa.bindparam(names[column], type_=type_)
+                for column, type_ in self._types.items()
+            })  # fmt: skip
+        compiled: Any = self._statement(rows).compile(dialect=dialect)  # type: ignore[attr-defined]
         types = {name: bind.type.dialect_impl(dialect) for name, bind in compiled.binds.items()}
         names = compiled.positiontup if compiled.positional else types
         return _Form(
             text=str(compiled),
-            converters=[(name, types[name].bind_processor(dialect)) for name in names],
+            parameters=[
+                _Parameter(
+                    name=name,
+                    row=places[name][0],
+                    column=places[name][1],
+                    convert=types[name].bind_processor(dialect),
+                )
+                for name in names
+            ],
             positional=compiled.positional,
         )
 
 
-class Among:
-    """A prepared query about some of many rows, `some` of which are named at each run."""
-
-    def __init__(self, query: Callable[[Sequence[Any]], sa.Executable]) -> None:
-        """Keep what makes the query of its parameters, which stand for what is looked for."""
-        self._query = query
-        self._sizes: dict[int, Prepared] = {}
-
-    def run(self, connection: sa.Connection, some: Sequence[Any]) -> sa.CursorResult[Any]:
-        """Return the result about `some`, of which there is one at least."""
-        size = 1 << (len(some) - 1).bit_length()  # a few statements serve every number
-        padded = [*some, *[some[-1]] * (size - len(some))]
-        values = {f"p{place}": each for place, each in enumerate(padded)}
-        if size not in self._sizes:
-            self._sizes[size] = Prepared(self._query([sa.bindparam(name) for name in values]))
-        return self._sizes[size].run(connection, values)
+def inserting(table: sa.Table, columns: Sequence[str]) -> OfRows:
+    """Return the INSERT of rows that have values for `columns`."""
+    types = {name: table.c[name].type for name in columns}
+    return OfRows(types, lambda rows: sa.insert(table).values(rows))

@@ -221,6 +221,27 @@ def test_who_finds_no_room_for_a_name_is_told(files, monkeypatch):
         files.write("1.2", "1.2.2", [b"x"])
 
 
+def test_file_that_cannot_be_synced_leaves_no_trace(files, monkeypatch):
+    def failing(descriptor):
+        if not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", failing)
+
+    with pytest.raises(OutOfSpace, match="No space left on device"):
+        files.write("1.2", "1.2.3", [b"x"])
+    assert list((files.root / "1.2").iterdir()) == []
+
+
+def test_what_the_system_takes_in_pieces_is_written_whole(files, monkeypatch):
+    writev = os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [parts[0][:3]]))
+
+    path = files.write("1.2", "1.2.3", [b"", b"abcde", b"f", b"", b"ghij"])
+
+    assert path.read_bytes() == b"abcdefghij"
+
+
 def test_folders_stay_usable_however_many_there_are(files, monkeypatch):
     monkeypatch.setattr(pixel_files, "MOST_OPEN_FOLDERS", 2)
     before = len(os.listdir("/proc/self/fd"))

@@ -18,7 +18,7 @@ import pytest
 from dicom_node.network import scu
 from tests.rigs import destination, rig_settings, write_series
 
-CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,sendto,sendmsg"
+CALLS = "write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,sendto,sendmsg"
 
 RECEIVER = """
 import os, stat, sys, threading
@@ -34,9 +34,10 @@ if sabotage == "file is not synced":
 if sabotage == "folders are not synced":
     skip_sync(stat.S_ISDIR)
 if sabotage == "file is copied, not renamed":
-    def copy(old, new):
-        with open(new, "wb") as file:
-            file.write(Path(old).read_bytes())
+    def copy(old, new, *, src_dir_fd, dst_dir_fd):
+        folder = Path(os.readlink(f"/proc/self/fd/{dst_dir_fd}"))
+        with open(folder / new, "wb") as file:
+            file.write((folder / old).read_bytes())
             fsync(file.fileno())
     os.rename = copy
 
@@ -100,7 +101,8 @@ def parse(trace: str) -> list[Call]:
         if re.search(r"= -1 E", rest) or "(" not in rest:
             continue
         name, _, text = rest.partition("(")
-        calls.append(Call(name=name, path=path_in(text), text=text))
+        path = quoted_in(text) if name.startswith("rename") else path_in(text)
+        calls.append(Call(name=name, path=path, text=text))
     return calls
 
 
@@ -112,6 +114,11 @@ def path_in(text: str) -> str:
     """Return the path that a call is about: of its descriptor, else its last quoted one."""
     if found := re.match(r"\d+<([^>]*)>", text):
         return found[1]
+    return quoted_in(text)
+
+
+def quoted_in(text: str) -> str:
+    """Return the last quoted path of a call: of a renaming it is the new name."""
     quoted = re.findall(r'"([^"]*)"', text)
     return quoted[-1] if quoted else ""
 
@@ -122,13 +129,14 @@ def missing_safeguards(calls: list[Call], series: str) -> list[str]:
     if not answers:
         return ["there is no answer"]
     before = calls[: answers[0]]
-    part, folder = rf"/in/{re.escape(series)}/[0-9.]+\.dcm\.[0-9-]+\.part$", rf"/in/{series}$"
+    folder = rf"/in/{re.escape(series)}"
+    part, kept = rf"{folder}/[0-9.]+\.dcm\.[0-9-]+\.part$", rf"{folder}/[0-9.]+\.dcm$"
     wal = r"/node\.db-wal$"
     steps = [
-        ("write of the file", ("write",), part),
-        ("fsync of the file", ("fsync", "fdatasync"), part),
+        ("write of the file", ("write", "writev"), part),
         ("rename of the file", ("rename", "renameat", "renameat2"), r"\.dcm$"),
-        ("fsync of the folder", ("fsync",), folder),
+        ("fsync of the file", ("fsync", "fdatasync"), kept),
+        ("fsync of the folder", ("fsync",), rf"{folder}$"),
         ("write of the row", ("pwrite64", "write"), wal),
         ("sync of the row", ("fsync", "fdatasync"), wal),
     ]
@@ -149,7 +157,7 @@ def first(calls: list[Call], start: int, names: tuple[str, ...], path: str) -> i
     for at in range(start, len(calls)):
         if calls[at].name in names and re.search(path, calls[at].path):
             # The last of several writes is the one that must be on the disk.
-            more = first(calls, at + 1, names, path) if names == ("write",) else None
+            more = first(calls, at + 1, names, path) if "write" in names else None
             return at if more is None else more
     return None
 
@@ -215,8 +223,8 @@ def test_success_is_sent_after_file_name_folder_and_row_are_durable(traced):
 @pytest.mark.parametrize(
     ("names", "path", "noticed"),
     [
-        (("write",), r"\.part$", "write of the file"),
-        (("fsync",), r"\.part$", "fsync of the file"),
+        (("write", "writev"), r"\.part$", "write of the file"),
+        (("fsync",), r"\.dcm$", "fsync of the file"),
         (("rename", "renameat", "renameat2"), r"\.dcm$", "rename of the file"),
         (("fsync",), r"/in/[0-9.]+$", "fsync of the folder"),
         (("fsync",), r"/in$", "fsync of the folder above"),
@@ -233,7 +241,7 @@ def test_check_notices_every_call_that_is_missing(traced, names, path, noticed):
     assert noticed in missing_safeguards(kept, traced.series)
 
 
-@pytest.mark.parametrize("late", [r"\.part$", r"/in/[0-9.]+$", r"-wal$"])
+@pytest.mark.parametrize("late", [r"\.dcm$", r"/in/[0-9.]+$", r"-wal$"])
 def test_check_notices_every_sync_that_comes_after_the_answer(traced, late):
     syncs = [c for c in traced.calls if "sync" in c.name and re.search(late, c.path)]
     others = [c for c in traced.calls if c not in syncs]
