@@ -49,7 +49,11 @@ def main() -> int:
             for paths in derived(folder).values():
                 store(archive, paths)
             files = fetched(archive, folder / "fetched")
-            told = {"OHIF": ohif.check(archive, files, arguments.packages.resolve(), pictures)}
+            packages = arguments.packages.resolve()
+            told = {
+                "OHIF": ohif.check(archive, files, packages, pictures),
+                "OHIF, extended": ohif.check_documents(archive, files, packages, pictures),
+            }
         finally:
             archive.stop()
         told["DICOMscope"] = dicomscope.check(files, folder / "dicomscope", pictures)
@@ -59,7 +63,7 @@ def main() -> int:
                 small.save(arguments.out / path.name, optimize=True)
     for viewer, lines in told.items():
         for what, line in lines.items():
-            print(f"{viewer:12}{what}: {line}")
+            print(f"{viewer:16}{what}: {line}")
     return 0
 
 
