@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from dicom_node import telemetry
 from dicom_node.loops import Loop
 from dicom_node.network.commitment import new_uid
-from dicom_node.network.connecting import Timeouts
-from dicom_node.network.http import WebFault
+from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.tls import credentials
 from dicom_node.network.ups import Input, Lost, Manager, Output, Times, Workitem
+from dicom_node.network.ups_dimse import DimseManager
+from dicom_node.network.ups_web import WebManager
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.pull import Pace, Puller, PullRefused, Wanted, way_to
 from dicom_node.retry import describe
@@ -53,9 +55,11 @@ class Performer:
         self._clock = clock
         root = settings.node.state_dir.resolve() / "in"
         self._files = PixelFiles(root, settings.files.min_free_bytes)
-        timeouts = Timeouts(reply_s=settings.sending.timeout_s)
-        self._managers = [
-            Manager(peer=peer, title=settings.node.ae_title, timeouts=timeouts)
+        timeouts = Timeouts(reply_s=settings.sending.timeout_s, tls=credentials(settings.tls))
+        self._managers: list[Manager] = [
+            (WebManager if peer.is_web else DimseManager)(
+                peer=peer, title=settings.node.ae_title, timeouts=timeouts
+            )
             for peer in settings.peers
             if peer.worklist_code
         ]
@@ -84,7 +88,7 @@ class Performer:
                 for one in self._store.workitems.open_ones(manager.peer.name):
                     self._go_on(manager, one)
                 self._claim_more(manager)
-            except WebFault as fault:  # the next look goes on
+            except AssociationFault as fault:  # the next look goes on
                 log.warning("performer.no_manager", peer=manager.peer.name, reason=str(fault))
 
     def _may_speak(self) -> bool:
@@ -117,7 +121,8 @@ class Performer:
             elif one.state == WORKING:
                 self._look(manager, one)
         except Lost as fault:
-            reason = f"{manager.peer.name} does not leave it to us: {describe(fault.fault)}."
+            why = fault.comment or describe(fault.fault)
+            reason = f"{manager.peer.name} does not leave it to us: {why}."
             self._store.workitems.move(one, LOST, self._clock(), reason=reason)
 
     def _claim(self, manager: Manager, one: WorkitemRow) -> None:

@@ -1,4 +1,4 @@
-"""A task manager on loopback: UPS-RS with the rules of PS3.4 CC, and the images beside it."""
+"""A task manager on loopback with the rules of PS3.4 CC, UPS-RS and DIMSE, and the images."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import UnifiedProcedureStepPull
 
 from dicom_node.multipart import closing, opening
 from tests.webserver import Asked, Told, web_server
@@ -85,7 +87,11 @@ class TaskManager:
         [state] = asked.query["ProcedureStepState"]
         if asked.query.get("offset", ["0"]) != ["0"]:
             return Told(status=204)
-        return as_json([one for uid, one in self.workitems.items() if self.state(uid) == state])
+        return as_json(self.in_state(state))
+
+    def in_state(self, state: str) -> list[dict[str, Any]]:
+        """Return the workitems in a state, of whatever code."""
+        return [one for uid, one in self.workitems.items() if self.state(uid) == state]
 
     def _change(self, uid: str, said: dict[str, Any]) -> Told:
         state, key = said[STATE]["Value"][0], said[TRANSACTION]["Value"][0]
@@ -107,14 +113,20 @@ class TaskManager:
 
     def _update(self, uid: str, asked: Asked) -> Told:
         said = json.loads(asked.body)[0]
+        if asked.query.get("transaction") != said[TRANSACTION]["Value"]:
+            return Told(status=400)
+        return Told(status=self.set(uid, said))
+
+    def set(self, uid: str, said: dict[str, Any]) -> int:
+        """Set attributes; return the status of HTTP."""
         key = said.pop(TRANSACTION)["Value"][0]
         if self.state(uid) != "IN PROGRESS" or self.keys[uid] != key:
-            return Told(status=409)
-        if asked.query.get("transaction") != [key] or STATE in said:
-            return Told(status=400)
+            return 409
+        if STATE in said:
+            return 400
         self.workitems[uid] |= said
         self.history.append((uid, "update"))
-        return Told()
+        return 200
 
     def _images(self, parts: list[str]) -> Told:
         headers = [dcmread(path, stop_before_pixels=True) for path in self.images]
@@ -137,6 +149,74 @@ class TaskManager:
         ]
         kind = 'multipart/related; type="application/dicom"; boundary=xyz'
         return Told(body=b"".join(framed) + closing("xyz"), headers={"Content-Type": kind})
+
+
+# What DIMSE calls the refusals of HTTP (PS3.4 Table CC.2.1-2).
+STATUSES = {200: 0x0000, 400: 0xC304, 404: 0xC307, 409: 0xC301, 500: 0x0110}
+
+
+@dataclass(kw_only=True)
+class DimseManager(TaskManager):
+    """The same manager over the UPS Pull SOP Class; the images stay where they are."""
+
+    port: int = 0
+
+    def changing(self, event: evt.Event) -> tuple[int, None]:
+        """Answer a change of state; tests put another one in its place."""
+        return self.on_action(event)
+
+    def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        """Answer a C-FIND."""
+        for one in self.in_state(str(event.identifier.ProcedureStepState)):
+            yield 0xFF00, Dataset.from_json(one)
+
+    def on_action(self, event: evt.Event) -> tuple[int, None]:
+        """Answer a change of state."""
+        uid = str(event.request.RequestedSOPInstanceUID)
+        assert event.action_type == 1
+        if uid not in self.workitems:
+            return STATUSES[404], None
+        return STATUSES[self._change(uid, event.action_information.to_json_dict()).status], None
+
+    def on_set(self, event: evt.Event) -> tuple[int, None]:
+        """Answer an update."""
+        uid, said = str(event.request.RequestedSOPInstanceUID), event.modification_list
+        if uid not in self.workitems:
+            return STATUSES[404], None
+        return STATUSES[self.set(uid, said.to_json_dict())], None
+
+    def on_get(self, event: evt.Event) -> tuple[int, Dataset | None]:
+        """Answer a look at some attributes."""
+        uid = str(event.request.RequestedSOPInstanceUID)
+        if uid not in self.workitems:
+            return STATUSES[404], None
+        whole = Dataset.from_json(self.workitems[uid])
+        answer = Dataset()
+        for tag in event.attribute_identifiers:
+            answer[tag] = whole[tag]
+        return STATUSES[200], answer
+
+
+@contextmanager
+def dimse_manager(images: Sequence[Path]) -> Iterator[DimseManager]:
+    """Yield a manager that is called MANAGER, and its images on a web server."""
+    manager = DimseManager(images=images)
+    ae = AE(ae_title="MANAGER")
+    ae.add_supported_context(UnifiedProcedureStepPull)
+    handlers = [
+        (evt.EVT_C_FIND, manager.on_find),
+        (evt.EVT_N_ACTION, lambda event: manager.changing(event)),
+        (evt.EVT_N_SET, manager.on_set),
+        (evt.EVT_N_GET, manager.on_get),
+    ]
+    with web_server(manager.answer) as server:
+        manager.url = server.url
+        listener = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        manager.port = listener.socket.getsockname()[1]
+        try:
+            yield manager
+        finally:
+            listener.shutdown()
 
 
 def as_json(document: Any) -> Told:

@@ -29,6 +29,7 @@ IMAGE_TYPES = {
 }
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 COMMITMENT, VERIFICATION = "1.2.840.10008.1.20.1", "1.2.840.10008.1.1"
+UPS_PULL = "1.2.840.10008.5.1.4.34.6.3"
 EVERY, FEW = "all storage classes of section 3", 6  # more names than that tell nobody anything
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 MOVE, GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -86,6 +87,7 @@ def proposed(settings: Settings) -> list[Table]:
     rows.append((*named(GET), "to pull from peers with retrieve = get", usual))
     rows.append((EVERY, "", "what a C-GET brings, as SCP (see 12)", "those of section 4"))
     note = "One presentation context for each SOP class and transfer syntax of what is to be sent."
+    rows.append((*named(UPS_PULL), "of peers with a worklist_code", both))
     head = ("SOP class", "UID", "for", "transfer syntaxes")
     return [Table(head=head, rows=rows, note=note)]
 

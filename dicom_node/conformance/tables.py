@@ -48,7 +48,7 @@ def overview(settings: Settings) -> list[Table]:
         ("Instance Availability Notification", "no", "yes: a hint that a series is whole"),
         ("STOW-RS", "yes, to peers with protocol = dicomweb", YES_NO[settings.web.stow]),
         ("QIDO-RS, WADO-RS", "yes, of peers with protocol = dicomweb", "no"),
-        ("UPS-RS", "yes, of peers with a worklist_code", "no"),
+        ("Unified Procedure Step: UPS Pull, UPS-RS", "yes, of peers with a worklist_code", "no"),
     ]
     note = (
         "A node between scanners and archives: it receives MR series, makes derived series of them "

@@ -1,24 +1,22 @@
-"""UPS-RS as a client: the work that a manager has for us, and what became of it (PS3.18 11).
+"""The work that a manager has for us, and what became of it: Unified Procedure Steps (PS3.4 CC).
 
-The words of PS3.4 CC hold: who claims a workitem holds the key of it, a transaction UID, and nobody
-else changes it from then on.
+Who claims a workitem holds the key of it, a transaction UID, and nobody else changes it from then
+on. What is said is the same over DICOMweb (`ups_web`) and over DIMSE (`ups_dimse`); here it is in
+the DICOM JSON model (PS3.18 F).
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dicom_node.network.connecting import Timeouts
-from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, query, text, uid_in
-from dicom_node.network.http import JSON, Reply, WebFault, connected, data_set_in
-from dicom_node.retry import Fault, http_fault
+from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.dicomweb import INSTANCE, SERIES, STUDY, text, uid_in
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Reference
 
 SCHEDULED, IN_PROGRESS, COMPLETED, CANCELED = "SCHEDULED", "IN PROGRESS", "COMPLETED", "CANCELED"
-GONE = (Fault.CONFLICT, Fault.NO_SERVICE, Fault.BAD_REQUEST, Fault.FORBIDDEN)
 STATE, TRANSACTION, INPUTS = "00741000", "00081195", "00404021"
 WORK_CODE, CODE, SCHEME, MEANING = "00404018", "00080100", "00080102", "00080104"
 PROGRESS_OF, PROGRESS, TOLD = "00741002", "00741004", "00741006"
@@ -31,7 +29,7 @@ UNSPECIFIED = ("110513", "DCM", "Discontinued for unspecified reason")
 LONGEST_TEXT = 1024  # of a reason (VR LT, ST)
 
 
-class Lost(WebFault):
+class Lost(AssociationFault):
     """The workitem is not ours, or not any more."""
 
 
@@ -75,23 +73,19 @@ class Times:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manager:
-    """A peer that has a worklist."""
+class Manager(ABC):
+    """A peer that has a worklist; everything raises AssociationFault where there is no answer."""
 
     peer: PeerSettings
     title: str
     timeouts: Timeouts
 
     def scheduled(self) -> list[Workitem]:
-        """Return the workitems of our code that nobody has claimed; raise WebFault."""
-        keys = {"ProcedureStepState": SCHEDULED}
-        keys |= {"ScheduledWorkitemCodeSequence.CodeValue": self.peer.worklist_code}
-        with connected(self.peer, self.timeouts) as client:
-            found = query(client, f"{self.peer.url}/workitems", keys | {"includefield": "all"})
+        """Return the workitems of our code that nobody has claimed."""
         # A manager that ignores a key would have us take anybody's work.
         return [
             one
-            for one in map(workitem_in, found)
+            for one in map(workitem_in, self._search())
             if one.state == SCHEDULED and one.code[0] == self.peer.worklist_code and one.uid
         ]
 
@@ -137,43 +131,21 @@ class Manager:
             if self._state_of(uid) != state:
                 raise
 
+    @abstractmethod
+    def _search(self) -> Iterable[Mapping[str, Any]]:
+        """Return the workitems that the manager calls scheduled and of our code."""
+
+    @abstractmethod
     def _state_of(self, uid: str) -> str:
         """Return the state of a workitem; raise Lost where the manager does not show it."""
-        with connected(self.peer, self.timeouts) as client:
-            url = f"{self.peer.url}/workitems/{uid}"
-            reply = client.ask("GET", url, headers={"Accept": JSON})
-        refuse(reply)
-        return text(data_set_in(reply.content), STATE)
 
+    @abstractmethod
     def _change(self, uid: str, state: str, transaction_uid: str) -> None:
-        said = {STATE: value("CS", state), TRANSACTION: value("UI", transaction_uid)}
-        self._put("PUT", f"{self.peer.url}/workitems/{uid}/state", said)
+        """Change the state of a workitem; raise Lost where that is refused."""
 
+    @abstractmethod
     def _update(self, uid: str, transaction_uid: str, said: Mapping[str, Any]) -> None:
-        said = {**said, TRANSACTION: value("UI", transaction_uid)}
-        url = f"{self.peer.url}/workitems/{uid}"
-        self._put("POST", url, said, {"transaction": transaction_uid})
-
-    def _put(
-        self,
-        method: str,
-        url: str,
-        said: Mapping[str, Any],
-        params: Mapping[str, str] | None = None,
-    ) -> None:
-        headers = {"Content-Type": JSON, "Accept": JSON}
-        body = json.dumps([said])
-        with connected(self.peer, self.timeouts) as client:
-            reply = client.ask(method, url, content=body, headers=headers, params=params)
-        refuse(reply)
-
-
-def refuse(reply: Reply) -> None:
-    """Raise what a refusal means; a success is nothing."""
-    if 200 <= reply.status_code < 300:
-        return
-    fault, words = http_fault(reply.status_code), f"HTTP {reply.status_code}"
-    raise (Lost if fault in GONE else WebFault)(fault, words)
+        """Set attributes of a workitem; raise Lost where that is refused."""
 
 
 def workitem_in(document: Mapping[str, Any]) -> Workitem:

@@ -283,7 +283,7 @@ class PullSettings(Section):
 
 
 class WorklistSettings(Section):
-    """How the worklists of peers are worked off (UPS-RS)."""
+    """How the worklists of peers are worked off (UPS)."""
 
     interval_s: Seconds = 15.0
     at_once: Annotated[int, Field(ge=1, le=100)] = 2
@@ -355,10 +355,10 @@ class PeerSettings(Section):
             return self
         if not self.ae_title:
             raise ValueError(f"peer {self.name!r} needs an ae_title")
-        if self.url or self.auth != "none" or self.ca or self.worklist_code:
-            raise ValueError(
-                f"peer {self.name!r}: url, auth, ca and worklist_code need protocol dicomweb"
-            )
+        if self.url or self.auth != "none" or self.ca:
+            raise ValueError(f"peer {self.name!r}: url, auth and ca need protocol dicomweb")
+        if self.worklist_code and not self.host:
+            raise ValueError(f"peer {self.name!r} has a worklist and needs a host")
         if "destination" in self.roles and not self.host:
             raise ValueError(f"peer {self.name!r} is a destination and needs a host")
         return self

@@ -8,7 +8,10 @@ from pydicom import dcmread
 
 from dicom_node import assembly
 from dicom_node.intake import submit_file
+from dicom_node.network import ups_dimse
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.connecting import AssociationFault
+from dicom_node.network.ups import Lost
 from dicom_node.performer import Performer
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.sender import Sender
@@ -18,7 +21,7 @@ from dicom_node.worker import Worker
 from tests import phantoms
 from tests.dicom_node.nodes import ANY_MR, copying_engine
 from tests.rigs import rig_settings
-from tests.ups_manager import element, task_manager
+from tests.ups_manager import DimseManager, dimse_manager, element, task_manager
 
 UID = "1.2.826.0.1.99"
 
@@ -27,12 +30,17 @@ class Line:
     """A node with a worklist, driven step by step."""
 
     def __init__(self, folder, manager, archive, **of_pacs):
-        vna = {"name": "manager", "protocol": "dicomweb", "url": manager.url}
-        vna |= {"worklist_code": "AI-SR", "commitment": False}
+        vna = {"name": "images", "protocol": "dicomweb", "url": manager.url, "commitment": False}
+        others = []
+        if isinstance(manager, DimseManager):
+            tasks = {"name": "manager", "ae_title": "MANAGER", "host": "127.0.0.1"}
+            others = [tasks | {"port": manager.port, "worklist_code": "AI-SR"}]
+        else:
+            vna |= {"name": "manager", "worklist_code": "AI-SR"}
         pacs = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": archive.port}
         self.settings = rig_settings(
             folder,
-            peers=[vna, pacs | {"roles": ["destination"]} | of_pacs],
+            peers=[vna, *others, pacs | {"roles": ["destination"]} | of_pacs],
             rules=[ANY_MR | {"to": ["pacs"]}],
             assembly={"idle_s": 1.0, "min_slices": 2},
         )
@@ -63,10 +71,14 @@ class Line:
 
 
 @pytest.fixture
-def manager(tmp_path):
+def manager(request, tmp_path):
     paths = phantoms.corner_series(tmp_path / "scan").paths
-    with task_manager(paths) as running:
+    with getattr(request, "param", task_manager)(paths) as running:
         yield running
+
+
+# What a manager is told, and what it answers, differs between the two.
+EITHER = pytest.mark.parametrize("manager", [task_manager, dimse_manager], indirect=True)
 
 
 @pytest.fixture
@@ -77,6 +89,7 @@ def line(tmp_path, manager):
         made.store.close()
 
 
+@EITHER
 def test_a_task_is_claimed_fetched_done_and_completed_with_its_outputs(line, manager):
     manager.schedule(UID)
     line.look(2)  # claim, fetch
@@ -84,7 +97,7 @@ def test_a_task_is_claimed_fetched_done_and_completed_with_its_outputs(line, man
     assert line.store.series.listing()[0]["instances"] == len(manager.images)
     line.enhance()
     line.look()
-    assert manager.progress(UID)["00741004"]["Value"] == ["90"]
+    assert list(map(float, manager.progress(UID)["00741004"]["Value"])) == [90]
     assert manager.state(UID) == "IN PROGRESS", "the archive does not have it yet"
     line.send()
     line.look()
@@ -121,6 +134,7 @@ def test_every_series_that_the_destination_got_is_an_output(tmp_path, manager):
     assert sizes == [len(archive.received) - 1, 1]
 
 
+@EITHER
 def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(line, manager):
     manager.schedule("1.2.1", code="OTHER")
     for number in range(2, 6):
@@ -132,6 +146,7 @@ def test_work_of_another_code_and_more_than_we_have_room_for_is_left_to_others(l
     assert states == ["SCHEDULED", "IN PROGRESS", "IN PROGRESS", "SCHEDULED", "SCHEDULED"]
 
 
+@EITHER
 def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, manager):
     manager.schedule(UID)
     manager.lose_answers_to.add("IN PROGRESS")
@@ -146,6 +161,7 @@ def test_a_claim_whose_answer_was_lost_is_taken_up_by_the_next_process(line, man
     assert len(manager.keys) == 1
 
 
+@EITHER
 def test_who_was_faster_keeps_the_work(line, manager):
     manager.schedule(UID)
     manager.lose_answers_to.add("IN PROGRESS")
@@ -182,6 +198,7 @@ def test_images_that_cannot_be_had_are_waited_for_and_then_the_work_is_given_bac
     assert line.claim.state == "CANCELED"
 
 
+@EITHER
 def test_a_series_that_is_skipped_gives_the_work_back_with_the_reason(line, manager):
     settings = line.settings.model_copy(update={"rules": ()})
     manager.schedule(UID)
@@ -196,6 +213,7 @@ def test_a_series_that_is_skipped_gives_the_work_back_with_the_reason(line, mana
     assert manager.progress(UID)["00741238"]["Value"] == [job.reason]
 
 
+@EITHER
 @pytest.mark.parametrize("state", ["COMPLETED", "CANCELED"])
 def test_an_end_that_was_heard_and_whose_answer_was_lost_is_not_lost(line, manager, state):
     manager.schedule(UID)
@@ -290,9 +308,10 @@ def test_nobody_hears_of_us_while_nothing_may_be_sent(line, manager, how, looks)
         assert len(manager.history) > len(before)
 
 
+@EITHER
 def test_a_manager_that_is_away_is_asked_again(line, manager, monkeypatch):
     manager.schedule(UID)
-    monkeypatch.setattr(manager, "_search", lambda asked: 1 / 0)
+    monkeypatch.setattr(manager, "in_state", lambda state: 1 / 0)
     line.look()
     assert line.store.workitems.listing() == []
     monkeypatch.undo()
@@ -300,3 +319,48 @@ def test_a_manager_that_is_away_is_asked_again(line, manager, monkeypatch):
     line.look()
 
     assert line.claim.state == "CLAIMED"
+
+
+@pytest.mark.parametrize("manager", [dimse_manager], indirect=True)
+def test_a_manager_that_breaks_off_in_the_middle_is_asked_again(line, manager, monkeypatch):
+    """A change of state that is answered with an abort may have been heard."""
+    manager.schedule(UID)
+
+    def heard(event):
+        DimseManager.on_action(manager, event)
+        event.assoc.abort()
+        return 0x0000, None
+
+    monkeypatch.setattr(manager, "changing", heard)
+    line.look()
+    assert (manager.state(UID), line.claim.state) == ("IN PROGRESS", "CLAIMING")
+    monkeypatch.undo()
+
+    line.look()
+
+    assert line.claim.state == "CLAIMED"
+    assert manager.history.count((UID, "IN PROGRESS")) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [(None, AssociationFault), (0x0110, AssociationFault), (0xA700, AssociationFault),
+     (0xC300, Lost), (0xC302, Lost), (0xC307, Lost), (0x0112, Lost)],
+)  # fmt: skip
+def test_what_a_dimse_manager_answers_is_lost_or_worth_another_look(status, fault):
+    with pytest.raises(AssociationFault) as raised:
+        ups_dimse.refuse(status)
+
+    assert type(raised.value) is fault
+    for fine in (0x0000, 0x0001, 0xB305, 0xB306):
+        ups_dimse.refuse(fine)
+
+
+def test_words_beyond_ascii_name_their_character_set():
+    said = {"00741238": {"vr": "LT", "Value": ["größer als erwartet"]}}
+
+    made = ups_dimse.data_set(said)
+
+    assert made.SpecificCharacterSet == "ISO_IR 192"
+    assert ups_dimse.in_json(made)["00741238"] == said["00741238"]
+    assert "SpecificCharacterSet" not in ups_dimse.data_set({"00741000": {"vr": "CS"}})
