@@ -10,7 +10,7 @@ from threading import Lock
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicom_node import assembly, pixel_files, retention, telemetry, withdrawal
+from dicom_node import assembly, heaps, pixel_files, retention, telemetry, withdrawal
 from dicom_node.edges import failure_of
 from dicom_node.errors import StoreUnavailable, UnknownJob
 from dicom_node.network import audit_export
@@ -187,6 +187,11 @@ def in_use(store: Store, folder: Path) -> bool:
     )
 
 
+def free_memory(store: Store, settings: Settings, now: datetime) -> None:
+    """Give back what the images that came and went have left free."""
+    heaps.give_back()
+
+
 PERIODIC = (
     Task(name="assemble", every_s=1, run=assemble),
     Task(name="leases", every_s=5, run=expire),
@@ -194,6 +199,7 @@ PERIODIC = (
     Task(name="audit", every_s=5, run=export_audit),
     Task(name="disk", every_s=30, run=check_disk),
     Task(name="ledger", every_s=60, run=check_ledger),
+    Task(name="memory", every_s=60, run=free_memory),
     Task(name="attempts", every_s=300, run=sweep_attempts),
     Task(name="retention", every_s=300, run=retain),
 )

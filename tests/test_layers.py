@@ -34,7 +34,7 @@ LEVELS = {
         ("content", "pixel_files", "telemetry", "signing"),
         ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),
-        ("errors", "edges"),
+        ("errors", "edges", "heaps"),
     ),
     "sr_engine": (
         ("cli",),

@@ -1,43 +1,31 @@
 """The commands that keep running: serve, work, demo."""
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TextIO
 
+from dicom_node import heaps
 from dicom_node.cli.output import settings_of
 from dicom_node.settings import Settings
 
 NICE = 10  # receiving goes before computing
-M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3)
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """Run the node until SIGTERM."""
     from dicom_node.service import serve
 
-    share_heaps()
+    heaps.share()
     if arguments.managed:
         watch_parent(sys.stdin, lambda: os.kill(os.getpid(), signal.SIGTERM))
     settings = settings_of(arguments)
     if arguments.shadow:
         settings = settings_of(arguments, sending__shadow="true")
     serve(settings, arguments.workers, say=lambda line: print(line, flush=True))
-
-
-def share_heaps() -> None:
-    """Let all threads share a few heaps of the C library; call it before there are threads.
-
-    Each thread has one of its own otherwise, which keeps what the largest images once needed: the
-    service grew for hours without holding anything. Where there is no glibc nothing is done.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -504,38 +504,3 @@ def test_a_reader_that_stops_reading_is_no_failure(node):
     os.close(writing)
 
     assert done.stderr == ""
-
-
-HEAPS = """
-import ctypes, os, sys, threading
-from dicom_node.cli.processes import share_heaps
-if sys.argv[1] == "shared":
-    share_heaps()
-ready, done = threading.Barrier(9), threading.Event()
-def hold():
-    images = [bytes(60_000) for _ in range(50)]
-    ready.wait(60)
-    done.wait(60)
-    del images
-threads = [threading.Thread(target=hold) for _ in range(8)]
-[thread.start() for thread in threads]
-ready.wait(60)
-libc = ctypes.CDLL(None)
-libc.fdopen.restype = ctypes.c_void_p
-libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
-libc.fflush(None)
-done.set()
-"""
-
-
-@pytest.mark.skipif(os.confstr("CS_GNU_LIBC_VERSION") is None, reason="this is not glibc")
-def test_the_service_shares_a_few_heaps_among_its_threads():
-    heaps = {}
-    for how in ("alone", "shared"):
-        done = subprocess.run(
-            [sys.executable, "-c", HEAPS, how], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        heaps[how] = done.stdout.count("<heap nr=")
-
-    assert heaps["shared"] == 2 < heaps["alone"]

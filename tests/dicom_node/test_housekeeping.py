@@ -38,6 +38,7 @@ def test_the_table_has_the_tasks_and_rhythms_of_the_operations_page():
         "audit": 5,
         "disk": 30,
         "ledger": 60,
+        "memory": 60,
         "attempts": 300,
         "retention": 300,
     }

@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+from dicom_node.pixel_files import MOST_OPEN_FOLDERS
 from tests.faults import fuzz_wire as wire
 from tests.faults.fuzz_data import Maker, Subject
 from tests.faults.fuzz_line import (
@@ -283,6 +284,8 @@ def after(target: Target, campaign: Campaign, tally: Tally, threads: int, files:
     tally.rss_after_mb = target.rss_mb()
     if tally.threads[1] > threads + POOLED or tally.files[1] > files + POOLED:
         campaign.attacker.fail("left behind", f"threads {tally.threads}, files {tally.files}")
+    if target.open_folders() > MOST_OPEN_FOLDERS:
+        campaign.attacker.fail("left behind", f"{target.open_folders()} folders")
     for stray in target.strays():
         campaign.attacker.fail("stray file", stray)
 

@@ -1,0 +1,70 @@
+"""The service's memory does not grow with what has passed through it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in os.confstr_names or os.confstr("CS_GNU_LIBC_VERSION") is None,
+    reason="this is not glibc",
+)
+
+HEAPS = """
+import ctypes, os, sys, threading
+from dicom_node import heaps
+if sys.argv[1] == "shared":
+    heaps.share()
+ready, done = threading.Barrier(9), threading.Event()
+def hold():
+    images = [bytes(60_000) for _ in range(50)]
+    ready.wait(60)
+    done.wait(60)
+    del images
+threads = [threading.Thread(target=hold) for _ in range(8)]
+[thread.start() for thread in threads]
+ready.wait(60)
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+done.set()
+"""
+
+
+def test_the_service_shares_a_few_heaps_among_its_threads():
+    heaps = {}
+    for how in ("alone", "shared"):
+        done = subprocess.run(
+            [sys.executable, "-c", HEAPS, how], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        heaps[how] = done.stdout.count("<heap nr=")
+
+    assert heaps["shared"] == 2 < heaps["alone"]
+
+
+HOLES = """
+import gc
+from dicom_node import heaps
+def resident_kib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+blocks = [bytes(20_000) for _ in range(4_000)]
+kept = blocks[::20]
+del blocks
+gc.collect()
+before = resident_kib()
+heaps.give_back()
+print(before - resident_kib())
+"""
+
+
+def test_what_is_free_between_what_is_held_goes_back_to_the_system():
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+    assert int(done.stdout) > 40_000  # of 80 MB, a twentieth of which is held
