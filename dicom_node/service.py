@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import uvicorn
 
@@ -253,6 +253,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
     with sole_owner(settings), ExitStack() as parts:
         tokens.check_start(settings)
         signing.own_key(settings.node.state_dir)  # made at the first start, checked at every one
+        signing.certified(settings.signing, datetime.now(UTC))
         store = open_store(settings.database_url)
         parts.callback(store.close)
         parts.enter_context(store.occupancy)

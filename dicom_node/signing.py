@@ -1,19 +1,28 @@
-"""The node's own signature on what it derives: an Ed25519 key that is made at the first start.
+"""The node's signatures on what it derives.
 
-Who has the public key can tell a file of this node from a forged or changed one, without the node.
+The first is its own, with an Ed25519 key that is made at the first start: who has the public key
+can tell a file of this node from a forged or changed one, without the node. The second is a DICOM
+digital signature, where the site gives the node a certificate for it.
 """
 
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from dicom_node.errors import SettingsError
+from dicom_node.settings import SigningSettings
 
 FILE = "signing.key"
 FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -30,16 +39,61 @@ def own_key(state_dir: Path) -> Ed25519PrivateKey:
     path = state_dir / FILE
     if not path.exists():
         _make(path)
+    key = _private_key(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SettingsError(f"{path} holds no Ed25519 key")
+    return key
+
+
+def _private_key(path: Path) -> object:
     mode = path.stat().st_mode
     if mode & FOR_OTHERS:
         raise SettingsError(f"{path}: mode {stat.S_IMODE(mode):04o} opens the key; chmod 0600")
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:
         raise SettingsError(f"{path} holds no private key: {error}") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(f"{path} holds no Ed25519 key")
-    return key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """A certificate, and what makes RSA signatures with SHA-256 of it (PKCS #1 v1.5)."""
+
+    certificate: bytes  # DER
+    sign: Callable[[bytes], bytes]
+    valid_from: datetime  # a signature that says it is older is none
+
+
+def certified(settings: SigningSettings, now: datetime) -> Certified | None:
+    """Return what DICOM digital signatures are made with; None where the site wants none.
+
+    Raises
+    ------
+    SettingsError
+        If a file is missing, holds something else or is open to others, the key is not the
+        certificate's, or the certificate is not valid now.
+    """
+    if not settings.enabled:
+        return None
+    try:
+        key = _private_key(Path(settings.key))
+        certificate = x509.load_pem_x509_certificate(Path(settings.certificate).read_bytes())
+    except OSError as error:
+        raise SettingsError(f"signing: {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{settings.certificate} holds no certificate: {error}") from None
+    if not isinstance(key, RSAPrivateKey):
+        raise SettingsError(f"{settings.key} holds no RSA key")
+    if key.public_key() != certificate.public_key():
+        raise SettingsError(f"{settings.key} is not the key of {settings.certificate}")
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        raise SettingsError(f"{settings.certificate} is not valid now, but until {until}")
+    return Certified(
+        certificate=certificate.public_bytes(serialization.Encoding.DER),
+        sign=lambda content: key.sign(content, padding.PKCS1v15(), hashes.SHA256()),
+        valid_from=certificate.not_valid_before_utc,
+    )
 
 
 def _make(path: Path) -> None:

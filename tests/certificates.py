@@ -65,3 +65,27 @@ class Authority:
         files = ("-in", request, "-extfile", extra, "-out", certificate)
         openssl("x509", "-req", *signer, *files, "-days", days)
         return Issued(certificate=certificate, key=key, ca=self.certificate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningCertificate:
+    """A certificate for digital signatures, signed by itself, and its RSA key."""
+
+    certificate: Path
+    key: Path
+
+    @property
+    def section(self) -> dict[str, str]:
+        """Return the [signing] section of a node that has it."""
+        return {"certificate": str(self.certificate), "key": str(self.key)}
+
+
+def signing_certificate(folder: Path, kind: str = "rsa:2048") -> SigningCertificate:
+    """Return a new certificate in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = SigningCertificate(certificate=folder / "signing.pem", key=folder / "signing.key")
+    files = ("-keyout", made.key, "-out", made.certificate)
+    new = CURVE if kind == "ec" else ("-newkey", kind, "-nodes")
+    openssl("req", "-x509", *new, *files, "-subj", "/CN=node", "-days", 30)
+    made.key.chmod(0o600)
+    return made

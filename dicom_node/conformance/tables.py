@@ -153,7 +153,15 @@ def security(settings: Settings) -> list[Table]:
         ("TLS here", "configured" if settings.tls.enabled else "not configured"),
         ("admission", "calling AE title, called AE title, address, certificate"),
         ("audit trail messages", f"PS3.15 A.5 over syslog: {exported}"),
-        ("digital signatures", "none of PS3.15; results carry a signed hash (docs/security.md)"),
+        ("digital signatures", digital_signatures(settings)),
         ("de-identification", "none"),
     ]
     return [Table(head=("what", "how"), rows=rows)]
+
+
+def digital_signatures(settings: Settings) -> str:
+    """Return what results are signed with."""
+    also = "results carry a signed hash (docs/security.md)"
+    if settings.signing.enabled:
+        return f"Creator RSA (PS3.15 C.2), SHA-256, on results; besides, {also}"
+    return f"none configured ([signing]: Creator RSA, PS3.15 C.2); {also}"

@@ -33,6 +33,7 @@ from dicom_node.settings.sections import (
     RuleSettings,
     Section,
     SendingSettings,
+    SigningSettings,
     TlsSettings,
     WebSettings,
     WorklistSettings,
@@ -55,6 +56,7 @@ __all__ = [
     "RuleSettings",
     "Section",
     "SendingSettings",
+    "SigningSettings",
     "Settings",
     "TlsSettings",
     "WebSettings",
@@ -75,6 +77,7 @@ class Settings(Section):
     node: NodeSettings = NodeSettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings = TlsSettings()
+    signing: SigningSettings = SigningSettings()
     web: WebSettings = WebSettings()
     assembly: AssemblySettings = AssemblySettings()
     order: OrderSettings = OrderSettings()

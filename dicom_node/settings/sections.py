@@ -127,6 +127,24 @@ class TlsSettings(Section):
         return self
 
 
+class SigningSettings(Section):
+    """The certificate of DICOM digital signatures on what is derived; none: no such signature."""
+
+    certificate: str = ""
+    key: str = ""
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether results are signed so."""
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SigningSettings":
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key go together")
+        return self
+
+
 class WebSettings(Section):
     """The status page and REST."""
 

@@ -238,12 +238,17 @@ class Worker:
 def run_engine(order: Order, settings: Settings, progress: Progress) -> "EnhanceResult":
     """Return the derived series that the engine makes of the order; loads torch."""
     from dicom_node import signing
+    from sr_engine.dicom.digital_signature import Notary
     from sr_engine.dicom.seal import Signer
     from sr_engine.dicom.template import JobIdentity
     from sr_engine.pipeline import enhance
 
     key = signing.own_key(settings.node.state_dir)
-
+    certified = signing.certified(settings.signing, utc_now())
+    notary = None
+    if certified is not None:
+        at = max(order.job.created_at, certified.valid_from)
+        notary = Notary(certificate=certified.certificate, sign=certified.sign, at=at)
     return enhance(
         order.paths,
         order.folder,
@@ -261,7 +266,7 @@ def run_engine(order: Order, settings: Settings, progress: Progress) -> "Enhance
         memory_mib=settings.engine.memory_mib,
         incomplete_release=order.job.incomplete_release,
         kinds=order.kinds,
-        signer=Signer(key=signing.public_text(key), sign=key.sign),
+        signer=Signer(key=signing.public_text(key), sign=key.sign, notary=notary),
         progress=progress,
     )
 

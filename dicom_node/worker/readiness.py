@@ -10,6 +10,7 @@ from dicom_node import signing, telemetry
 from dicom_node.errors import NodeError
 from dicom_node.settings import Settings
 from dicom_node.store import Store
+from dicom_node.worker.watch import utc_now
 from sr_engine.errors import EngineError
 
 OTHER_WEIGHTS = "Configure other ones (engine.weights) and restart."
@@ -44,6 +45,7 @@ class Readiness:
         """Return what stands in the way of every job, as a sentence; "" if nothing does."""
         try:
             signing.own_key(self._settings.node.state_dir)
+            signing.certified(self._settings.signing, utc_now())
         except (NodeError, OSError) as error:
             return f"the node's signing key cannot be used: {error}."
         try:

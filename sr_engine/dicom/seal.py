@@ -18,6 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from sr_engine.dicom import provenance
+from sr_engine.dicom.digital_signature import Notary
 from sr_engine.errors import InputRefused
 
 SIGNATURE, KEY = 0x05, 0x06
@@ -83,6 +84,7 @@ class Signer:
 
     key: str  # the public key, 64 hexadecimal digits
     sign: Callable[[bytes], bytes]  # the same bytes give the same signature
+    notary: Notary | None = None  # of a DICOM digital signature besides
 
 
 def statement(dataset: Dataset) -> bytes:

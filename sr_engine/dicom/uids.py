@@ -46,6 +46,11 @@ def part_uid(series_uid: str, *names: str) -> str:
     return _uid("part", series_uid, *names)
 
 
+def digital_signature_uid(sop_uid: str) -> str:
+    """Return the Digital Signature UID of an instance that is signed once."""
+    return _uid("digital signature", sop_uid)
+
+
 def device_uid(model_name: str, serial_number: str) -> str:
     """Return the UID of this software with certain weights, as an observer of documents."""
     return _uid("device", model_name, serial_number)

@@ -15,7 +15,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
-from sr_engine.dicom import display, seal
+from sr_engine.dicom import digital_signature, display, seal
 from sr_engine.dicom.headers import keep_encoding, number, quiet
 from sr_engine.dicom.kinds import CLASSIC
 from sr_engine.dicom.provenance import Provenance
@@ -121,6 +121,8 @@ def finish(dataset: Dataset, path: Path, signer: seal.Signer | None) -> None:
     dataset.file_meta = file_meta(dataset)
     if signer is not None:
         seal.seal(dataset, signer)
+        if signer.notary is not None:
+            digital_signature.sign(dataset, signer.notary)
     write_durably(dataset, path)
 
 

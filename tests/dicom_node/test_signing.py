@@ -2,6 +2,7 @@
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -9,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dicom_node import signing
 from dicom_node.errors import SettingsError
+from dicom_node.settings import SigningSettings
+from tests.certificates import SigningCertificate, signing_certificate
 
 
 def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path):
@@ -67,3 +70,49 @@ def test_a_public_key_is_taken_as_digits_as_their_file_or_as_pem(tmp_path):
     for wrong in ("", "12", "zz" * 32, str(tmp_path / "gone")):
         with pytest.raises(SettingsError, match="is no Ed25519 public key"):
             signing.public_key(wrong)
+
+
+def section(made: SigningCertificate, **changed: str) -> SigningSettings:
+    return SigningSettings(**made.section | changed)
+
+
+def test_a_certificate_signs_and_none_is_none(tmp_path):
+    certified = signing.certified(section(signing_certificate(tmp_path)), datetime.now(UTC))
+
+    assert certified.sign(b"content") == certified.sign(b"content") != certified.sign(b"other")
+    assert signing.certified(SigningSettings(), datetime.now(UTC)) is None
+    with pytest.raises(ValueError, match="certificate and key go together"):
+        SigningSettings(certificate="signing.pem")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"key": "gone"}, "gone: No such file"),
+        ({"certificate": "gone"}, "gone: No such file"),
+        ({"certificate": "junk"}, "junk holds no certificate"),
+        ({"key": "junk"}, "junk holds no private key"),
+        ({"key": "elliptic/signing.key"}, "signing.key holds no RSA key"),
+        ({"key": "other/signing.key"}, "signing.key is not the key of"),
+        ({"key": "open.key"}, "mode 0644 opens the key"),
+    ],
+)
+def test_a_certificate_that_cannot_sign_says_why(tmp_path, monkeypatch, wrong, said):
+    monkeypatch.chdir(tmp_path)
+    right = signing_certificate(tmp_path / "right")
+    signing_certificate(tmp_path / "other")
+    signing_certificate(tmp_path / "elliptic", "ec")
+    (tmp_path / "junk").write_text("junk")
+    (tmp_path / "junk").chmod(0o600)
+    (tmp_path / "open.key").write_bytes(right.key.read_bytes())
+    (tmp_path / "open.key").chmod(0o644)
+
+    with pytest.raises(SettingsError, match=said):
+        signing.certified(section(right, **wrong), datetime.now(UTC))
+
+
+def test_a_certificate_is_used_in_its_time_alone(tmp_path):
+    settings = section(signing_certificate(tmp_path))
+
+    with pytest.raises(SettingsError, match="is not valid now, but until 20"):
+        signing.certified(settings, datetime.now(UTC) + timedelta(days=31))

@@ -1,6 +1,7 @@
 """One real series, from the scanner's association to the derived series in a real PACS."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pydicom
 import pytest
 
 from tests import phantoms
+from tests.certificates import signing_certificate
 from tests.integration import marks
 from tests.integration.partners import Node, storescu
 from tests.integration.readers import READERS
@@ -78,8 +80,8 @@ def median_brightness(datasets) -> float:
     ("name", "rules", "student"),
     [
         ("p01-siemens-avanto-1p5t-t1mpr-slab", "", "shipped"),  # the default rules take it
-        # At 1 mm: a third of the time.
-        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped, 1 mm"),
+        # At 1.4 mm: an eighth of the time.
+        ("p02-ge-signa-1p5t-fse-pd-axobl", ADMIT_ANY_MR, "shipped, 1.4 mm"),
         ("p04-siemens-xa30-3t-t1-enhanced", ADMIT_ANY_MR, "small"),
     ],
 )
@@ -92,13 +94,15 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
         rules = ADMIT_ANY_MR.replace('"any MR"', '"1.5 T brain"').replace(
             '{ modality = ["MR"] }', '{ modality = ["MR"], field_strength_t = [1.4, 1.6] }'
         )
+    certificate = signing_certificate(tmp_path / "signing")
+    signed = f'[signing]\ncertificate = "{certificate.certificate}"\nkey = "{certificate.key}"\n'
     node = Node(
         tmp_path / "node",
         archives=[archive],
-        rules=rules,
+        rules=signed + rules,
         engine={
             "shipped": SHIPPED_STUDENT,
-            "shipped, 1 mm": f"{SHIPPED_STUDENT}\nspacing_mm = 1.0",
+            "shipped, 1.4 mm": f"{SHIPPED_STUDENT}\nspacing_mm = 1.4",
             "small": engine(small_weights, 1.0),
         }[student],
         port=archive.node_port,
@@ -119,6 +123,9 @@ def test_a_real_series_comes_back_to_the_pacs_as_a_derived_one(
     assert {d.StudyInstanceUID for d in derived} == {headers[0].StudyInstanceUID}
     assert {d.PatientID for d in derived} == {headers[0].PatientID}
     assert list(derived[0].ImageType)[:2] == ["DERIVED", "SECONDARY"]
+    for path in sorted((tmp_path / "back").glob("*.dcm"))[:3]:
+        verify = ["dcmsign", "--verify", "+rc", "+cf", certificate.certificate, path]
+        assert subprocess.run(verify, capture_output=True).returncode == 0, path
     check_field_of_view(headers, derived)
     if len(headers) > 1:  # p04 keeps its windows in functional groups
         assert median_brightness(derived) == pytest.approx(median_brightness(headers), rel=0.02)
