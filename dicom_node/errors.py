@@ -33,6 +33,10 @@ class SettingsError(NodeError):
     exit_code = 2
 
 
+class CertificateNotValid(SettingsError):
+    """The certificate is the right one, but not at this time: results wait for another one."""
+
+
 class InstanceRejected(NodeError):
     """The instance cannot be kept; the peer gets `status` (PS3.4 B.2.3)."""
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import uvicorn
 
 from dicom_node import housekeeping, intake, retention, signing, telemetry
-from dicom_node.errors import DatabaseTaken, NodeError, StoreUnavailable
+from dicom_node.errors import CertificateNotValid, DatabaseTaken, NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
 from dicom_node.performer import Performer
 from dicom_node.pixel_files import PixelFiles
@@ -253,7 +253,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
     with sole_owner(settings), ExitStack() as parts:
         tokens.check_start(settings)
         signing.own_key(settings.node.state_dir)  # made at the first start, checked at every one
-        signing.certified(settings.signing, datetime.now(UTC))
+        check_certificate(settings, datetime.now(UTC))
         store = open_store(settings.database_url)
         parts.callback(store.close)
         parts.enter_context(store.occupancy)
@@ -330,6 +330,17 @@ def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
     )
     note_clock(store, now)
     log.info("service.recover", count=len(removed), jobs=expired)
+
+
+def check_certificate(settings: Settings, now: datetime) -> None:
+    """Raise SettingsError for a certificate that can never sign.
+
+    One that is not valid at this time must not keep images out: results wait, and say why.
+    """
+    try:
+        signing.certified(settings.signing, now)
+    except CertificateNotValid as error:
+        log.error("signing.not_valid", reason=str(error))
 
 
 def note_clock(store: Store, now: datetime) -> None:

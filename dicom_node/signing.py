@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from dicom_node.errors import SettingsError
+from dicom_node.errors import CertificateNotValid, SettingsError
 from dicom_node.settings import SigningSettings
 
 FILE = "signing.key"
@@ -70,30 +71,55 @@ def certified(settings: SigningSettings, now: datetime) -> Certified | None:
     Raises
     ------
     SettingsError
-        If a file is missing, holds something else or is open to others, the key is not the
-        certificate's, or the certificate is not valid now.
+        If a file is missing, holds something else or is open to others, or the key is not the
+        certificate's.
+    CertificateNotValid
+        If the certificate is not valid now.
     """
     if not settings.enabled:
         return None
+    paths = settings.certificate, settings.key
     try:
-        key = _private_key(Path(settings.key))
-        certificate = x509.load_pem_x509_certificate(Path(settings.certificate).read_bytes())
+        certificate, key = _pair(*paths, tuple(map(_stamp, paths)))
     except OSError as error:
         raise SettingsError(f"signing: {error.filename}: {error.strerror}") from error
-    except ValueError as error:
-        raise SettingsError(f"{settings.certificate} holds no certificate: {error}") from None
-    if not isinstance(key, RSAPrivateKey):
-        raise SettingsError(f"{settings.key} holds no RSA key")
-    if key.public_key() != certificate.public_key():
-        raise SettingsError(f"{settings.key} is not the key of {settings.certificate}")
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        raise SettingsError(f"{settings.certificate} is not valid now, but until {until}")
+        valid = (
+            f"from {certificate.not_valid_before_utc:%Y-%m-%d} "
+            f"until {certificate.not_valid_after_utc:%Y-%m-%d}"
+        )
+        raise CertificateNotValid(f"{settings.certificate} is valid {valid}, not now")
     return Certified(
         certificate=certificate.public_bytes(serialization.Encoding.DER),
         sign=lambda content: key.sign(content, padding.PKCS1v15(), hashes.SHA256()),
         valid_from=certificate.not_valid_before_utc,
     )
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return what changes with a file and its mode."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+@lru_cache(maxsize=4)
+def _pair(
+    certificate_path: str, key_path: str, stamps: tuple[tuple[int, ...], ...]
+) -> tuple[x509.Certificate, RSAPrivateKey]:
+    """Return certificate and key, read again when one of the files has changed.
+
+    An idle worker asks every second, and to check an RSA key takes a tenth of one.
+    """
+    key = _private_key(Path(key_path))
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(certificate_path).read_bytes())
+    except ValueError as error:
+        raise SettingsError(f"{certificate_path} holds no certificate: {error}") from None
+    if not isinstance(key, RSAPrivateKey):
+        raise SettingsError(f"{key_path} holds no RSA key")
+    if key.public_key() != certificate.public_key():
+        raise SettingsError(f"{key_path} is not the key of {certificate_path}")
+    return certificate, key
 
 
 def _make(path: Path) -> None:

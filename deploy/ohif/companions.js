@@ -7,7 +7,7 @@
 // A Key Object Selection opens as a stack of the images that it names, in its order (PS3.3
 // C.17.6.2). A presentation state opens as a stack of its images in its window (C.11.8), with its
 // texts (C.10.5). Window, level, zoom and every tool work as on any stack. Shutters, rotations,
-// graphics other than text, inversion and masks are not applied: where a state has any of them, a
+// graphics other than text, tables of grey values, inversion and masks are not applied: where a state has any of them, a
 // line on the image says so. Displayed areas are not applied, and of a multi-frame image all frames
 // are in the stack.
 (() => {
@@ -15,7 +15,9 @@
   const KEY_OBJECTS = '1.2.840.10008.5.1.4.1.1.88.59';
   const PRESENTATION_STATE = '1.2.840.10008.5.1.4.1.1.11.1';
   const STACK = '@ohif/extension-default.sopClassHandlerModule.stack';
-  const NOT_APPLIED = ['ShutterShape', 'MaskSubtractionSequence', 'PresentationLUTSequence'];
+  const NOT_APPLIED = [
+    'ShutterShape', 'MaskSubtractionSequence', 'ModalityLUTSequence', 'PresentationLUTSequence',
+  ];
   const LABEL = 'dicom-node-label';
 
   let services = {}; // of the application
@@ -128,7 +130,11 @@
     );
     const turned = Number(state.ImageRotation || 0) || state.ImageHorizontalFlip === 'Y';
     const inverse = state.PresentationLUTShape === 'INVERSE';
-    return drawn || turned || inverse || NOT_APPLIED.some(name => listed(state[name]).length);
+    const table = listed(state.SoftcopyVOILUTSequence).some(
+      item => listed(item.VOILUTSequence).length || (item.VOILUTFunction || 'LINEAR') !== 'LINEAR'
+    );
+    const other = NOT_APPLIED.some(name => listed(state[name]).length);
+    return drawn || turned || inverse || table || other;
   }
 
   /** Return the window of a state for one image as cornerstone wants it, if it has one. */

@@ -76,8 +76,12 @@ class DimseManager(Manager):
             began, last = time.monotonic(), None
             for status, answer in association.send_c_find(wanted, UnifiedProcedureStepPull):
                 last = status.get("Status")
-                if last in PENDING and answer is not None and len(found) < MOST_WORKITEMS:
+                if last in PENDING and answer is not None:
                     found.append(in_json(answer))
+                if len(found) > MOST_WORKITEMS:
+                    association.abort()
+                    words = f"more than {MOST_WORKITEMS} workitems came"
+                    raise AssociationFault(Fault.UNCONFIRMED, words, mid_way=True)
             if last is None:
                 raise silence(association, began)
         refuse(last)

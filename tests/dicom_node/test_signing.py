@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from dicom_node import signing
-from dicom_node.errors import SettingsError
-from dicom_node.settings import SigningSettings
+from dicom_node.errors import CertificateNotValid, SettingsError
+from dicom_node.service import check_certificate
+from dicom_node.settings import Settings, SigningSettings
 from tests.certificates import SigningCertificate, signing_certificate
 
 
@@ -114,5 +116,19 @@ def test_a_certificate_that_cannot_sign_says_why(tmp_path, monkeypatch, wrong, s
 def test_a_certificate_is_used_in_its_time_alone(tmp_path):
     settings = section(signing_certificate(tmp_path))
 
-    with pytest.raises(SettingsError, match="is not valid now, but until 20"):
+    with pytest.raises(CertificateNotValid, match="is valid from 20.* until 20.*, not now"):
         signing.certified(settings, datetime.now(UTC) + timedelta(days=31))
+    assert signing.certified(settings, datetime.now(UTC)) is not None
+
+
+def test_an_expired_certificate_keeps_no_node_from_starting_and_a_wrong_one_does(tmp_path):
+    made = signing_certificate(tmp_path)
+    later = datetime.now(UTC) + timedelta(days=31)
+
+    with capture_logs() as logs:
+        check_certificate(Settings(signing=section(made)), later)
+
+    assert [line["event"] for line in logs] == ["signing.not_valid"]
+    made.key.write_text("junk")
+    with pytest.raises(SettingsError, match="holds no private key"):
+        check_certificate(Settings(signing=section(made)), later)
