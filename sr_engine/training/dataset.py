@@ -33,7 +33,7 @@ class Batch:
     high: Tensor
     condition: Condition
     error: Tensor  # (B,) mean squared error of interpolation in the scene that a crop is cut from
-    planted: Tensor  # (B, 1, H/2, W/2) float32, 1 where a lesion was planted
+    planted: Tensor  # (B, 1, H/2, W/2) float32, what a planted lesion's samples weigh; else 0
 
     def first(self, count: int) -> "Batch":
         """Return the first `count` crops."""
@@ -85,7 +85,7 @@ def pooled(scene: Scene, rng: np.random.Generator) -> PoolScene:
     return PoolScene(
         high=scene.high.flatten().half(),
         low=scene.low.flatten().half(),
-        planted=scene.planted.flatten().to(torch.uint8),
+        planted=scene.planted.flatten(),
         points=points.astype(np.int16),
         shape=(k, j, i),
         noise=scene.noise,

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 SMALL_SHARE = 0.7
-SMALL_VOXELS, LARGE_VOXELS = (1.5, 3.5), (3.5, 8.0)  # diameters
+SMALL_VOXELS, LARGE_VOXELS = (1.2, 3.5), (3.5, 8.0)  # diameters
+FULL_VOXELS, MOST = 5.0, 8.0  # diameter whose samples weigh once; the weight of the smallest
 CONTRAST = (0.05, 0.3)  # of the head's brightest tissue; white matter is 0.6 to 0.8 of it in T1w
 LONGEST = 1.8  # longest over shortest diameter
 
 
 def plant(high: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the volume with `count` lesions, darker or brighter, and where they are (bool).
+    """Return the volume with `count` lesions, darker or brighter, and their weights (uint8).
+
+    A sample weighs by the inverse of its lesion's cross-section, so that in a slice a small lesion
+    counts for as much as one of FULL_VOXELS; 0 where none is.
 
     Parameters
     ----------
@@ -24,14 +28,15 @@ def plant(high: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Tensor, Te
     rng = np.random.default_rng(seed)
     places = torch.nonzero(mask)
     volume = high.numpy().copy()
-    planted = np.zeros(volume.shape, bool)
+    planted = np.zeros(volume.shape, np.uint8)
     for index in rng.integers(len(places), size=count):
         size = rng.uniform(*(SMALL_VOXELS if rng.random() < SMALL_SHARE else LARGE_VOXELS))
         radii = 0.5 * size * rng.uniform(1.0, LONGEST, 3) ** rng.integers(0, 2)
         centre = places[index].numpy() + rng.uniform(-0.5, 0.5, 3)
         box, share = _ellipsoid(volume.shape, centre, radii)
         volume[box] += np.float32(rng.choice((-1, 1)) * rng.uniform(*CONTRAST)) * share
-        planted[box] |= share > 0.25
+        weight = np.clip((FULL_VOXELS / size) ** 2, 1, MOST).round().astype(np.uint8)
+        planted[box] = np.maximum(planted[box], weight * (share > 0.25))
     return torch.from_numpy(np.maximum(volume, 0)), torch.from_numpy(planted)
 
 

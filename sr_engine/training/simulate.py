@@ -16,6 +16,7 @@ from sr_engine.physics.forward_model import AxisModel, ProfileName
 from sr_engine.physics.intensity import estimate_noise_sigma
 from sr_engine.training.lesions import plant
 
+ISOTROPIC = (1.05, 3.3)  # low over high voxel size of a 3-D scan: up to 2.3 mm at a target of 0.7
 DROPPED = 0.3  # share of draws in which b or g is unknown to the network
 LESION_SHARE = 0.6  # of the draws: without them a network takes every small contrast for noise
 ZOOMED = 0.5  # share of the draws whose reference is a coarser one: new anatomy in voxels, for free
@@ -75,7 +76,7 @@ class Scene:
     ----------
     high, low : (K, J, I), float32    target, and the interpolated input; normalised alike
     mask : (K, J, I), bool            head
-    planted : (K, J, I), bool         where a lesion was planted
+    planted : (K, J, I), uint8        weight of the planted lesions' samples, 0 elsewhere
     noise                             sigma of one channel in normalised units, as estimated
     error                             mean squared error of `low` in the head
     """
@@ -109,15 +110,15 @@ def draw(rng: np.random.Generator) -> Draw:
     profile: list[ProfileName] = ["identity"] * 3
     kind, thickness = rng.random(), 1.0
     if kind < 0.5:  # 3-D: truncated k-space on all axes
-        factor = 2.0 if rng.random() < 0.35 else rng.uniform(1.05, 2.8)
+        factor = rng.choice([2.0, rng.uniform(*ISOTROPIC)], p=[0.25, 0.75])
         jitter = rng.uniform(0.9, 1.1, 3) if rng.random() < 0.5 else np.ones(3)
         ratio = np.maximum(1.05, factor * jitter)
         if rng.random() < 0.2:  # one axis finer or coarser than the others
-            ratio[rng.integers(3)] = rng.uniform(1.05, 2.8)
+            ratio[rng.integers(3)] = rng.uniform(*ISOTROPIC)
         profile = ["kspace"] * 3
     else:  # 2-D: one thick axis, the plane as it is or coarser
         thick = rng.integers(3)
-        in_plane = 1.0 if rng.random() < 0.6 else rng.uniform(1.05, 2.0)
+        in_plane = 1.0 if rng.random() < 0.5 else rng.uniform(1.05, 2.0)
         for axis in range(3):
             if axis == thick:
                 ratio[axis] = rng.choice([4.0, rng.uniform(1.8, 8.0)])
@@ -316,7 +317,7 @@ def simulate(high: Tensor, mask: Tensor, d: Draw, smallest: int = 0) -> Scene:
         high = recoloured(high, d.colours)
     if d.bias.any():
         high = high * bias_log(grid_coordinates(tuple(high.shape)), d.bias).exp()
-    planted = torch.zeros_like(mask)
+    planted = torch.zeros_like(mask, dtype=torch.uint8)
     if d.lesions:
         high, planted = plant(high, mask, int(mask.sum()) // d.lesions, d.seed)
     operators = [

@@ -119,6 +119,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.trained = list(self._trained_parameters())
         self.optimisers = build_optimisers(self.trained, config)
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)  # not after hours of training
         self.shards = read_shards(config.data)
         self.distiller = Distiller.build(config, self.model, self.device)
         self.step, self.seconds, self.scenes = 0, 0.0, 0

@@ -8,7 +8,7 @@ import torch
 
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
 from sr_engine.training.dataset import SlicePool
-from sr_engine.training.lesions import CONTRAST, plant
+from sr_engine.training.lesions import CONTRAST, MOST, plant
 from sr_engine.training.shards import Shard
 from sr_engine.training.train import TrainConfig, denoising_loss
 
@@ -31,8 +31,18 @@ def test_lesions_are_dark_or_bright_and_as_strong_as_said(block):
     assert changed.min() >= 0
     assert bool(planted.any()) and float(planted.float().mean()) < 0.2
     # Within what is marked much changes, outside only the rims of partial voxels.
-    outside = difference[~planted].square().sum()
+    outside = difference[planted == 0].square().sum()
     assert outside < 0.05 * difference.square().sum()
+
+
+def test_a_sample_of_a_small_lesion_weighs_more(block):
+    """By the inverse of the cross-section: a sphere of 1.2 voxels is there in few samples."""
+    _, planted = plant(*block, 200, seed=3)
+
+    weights = set(planted.unique().tolist())
+    assert {0, 1, int(MOST)} <= weights <= set(range(int(MOST) + 1))
+    counts = torch.bincount(planted.flatten().int())
+    assert counts[1] > counts[int(MOST)] > 0
 
 
 def test_the_same_seed_plants_the_same_lesions(block):
