@@ -1,16 +1,19 @@
-"""A wider network that computes what a narrower one does, and can learn more.
+"""Networks to start from: wider ones that compute what a narrower does, and can learn more.
 
 Source: Chen et al. 2016 (arXiv 1511.05641, Net2Net), with silent instead of copied channels: what
 is new is random on its way in and zero on its way out.
 """
 
+import math
 import re
 
 import torch
 from torch import Tensor
 
 from sr_engine.errors import RecipeError
+from sr_engine.model.autoencoder import LATENT_CHANNELS
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
+from sr_engine.model.unet import sinusoids
 
 TWO_HALVES_IN = re.compile(r"unet\.up\.\d+\.(conv1|skip)\.weight")  # of features and skips
 TWO_HALVES_OUT = re.compile(r"\.film\.(weight|bias)$")  # scales and shifts
@@ -36,6 +39,21 @@ def grow(small: SuperResolver, config: ModelConfig) -> SuperResolver:
         _embed(name, known[name], tensor)
     large.load_state_dict(state)
     return large
+
+
+@torch.no_grad()
+def from_one_level(model: SuperResolver) -> None:
+    """Have every noise level and state start as the sampler's first does: zero at sigma_max.
+
+    A regression network never met another; what it would answer there is arbitrary, and learning
+    that away costs a student what it already knew. For the first state nothing changes.
+    """
+    unet = model.unet
+    top = torch.tensor([math.log(model.config.sigma_max) / 4])
+    first, levels = unet.embed[0], unet.embedding
+    first.bias += first.weight[:, :levels] @ sinusoids(top, levels)[0]
+    first.weight[:, :levels] = 0
+    unet.first.weight[:, :LATENT_CHANNELS] = 0
 
 
 def _embed(name: str, small: Tensor, large: Tensor) -> None:

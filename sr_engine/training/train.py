@@ -32,7 +32,7 @@ from sr_engine.training.checkpoint import load_state, save_state
 from sr_engine.training.dataset import Batch, SlicePool
 from sr_engine.training.distill import Distiller
 from sr_engine.training.feed import FedPool
-from sr_engine.training.grow import grow
+from sr_engine.training.grow import from_one_level, grow
 from sr_engine.training.muon import Muon, is_matrix
 from sr_engine.training.shards import read_shards, shard_paths
 
@@ -63,6 +63,7 @@ class TrainConfig:
     seed: int = 1
     codec: str = ""  # weight file whose autoencoder is taken over, frozen
     initial: str = ""  # weight file of the same or narrower networks to start from; empty: random
+    one_level: bool = False  # `initial` knows the sampler's first state only: the others start so
     teacher: str = ""  # student: weight file to distil from; empty: from the data alone
     distill_steps: tuple[int, ...] = (4, 2, 1)  # teacher steps are halved stage by stage
     distill_share: float = 1.0  # of a batch: what the teacher is asked about; it costs most
@@ -109,6 +110,8 @@ class Trainer:
         self.earlier: dict[str, object] = {}
         if config.initial:
             start = bundle.load(config.initial)
+            if config.one_level:
+                from_one_level(start.model)
             self.model.load_state_dict(grow(start.model, config.model).state_dict())
             self.earlier = {"sha256": start.sha256, "record": start.record}
         elif config.codec:
