@@ -2,8 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sr_engine.errors import InputRefused
+
+if TYPE_CHECKING:
+    from sr_engine.evaluation.methods import Tools
 
 RESERVED = ("student", "cubic", "zerofill")
 INPUTS = "iso2_snr25,iso2_snr0,thick4_snr25,thick4_snr0"
@@ -43,6 +47,19 @@ def _add_use(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_other_weights(parser) -> None:
+    parser.add_argument("--regression", default="", help="weights of the plain regression U-Net")
+    parser.add_argument("--teacher", default="", help="weights of the teacher")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="other weights as a method NAME, e.g. a stage of the distillation; repeatable",
+    )
+    parser.add_argument("--teacher-steps", type=int, default=8, help="[8]")
+
+
 def _add_evaluate(commands) -> None:
     evaluate = commands.add_parser("evaluate", help="score methods on volumes with a reference")
     evaluate.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
@@ -59,16 +76,7 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument(
         "--inputs", default=INPUTS, help="also in mm: iso1.5_snr25, thick5_snr25 (1 x 1 x 5)"
     )
-    evaluate.add_argument("--regression", default="", help="weights of the plain regression U-Net")
-    evaluate.add_argument("--teacher", default="", help="weights of the teacher")
-    evaluate.add_argument(
-        "--also",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="other weights as a method NAME, e.g. a stage of the distillation; repeatable",
-    )
-    evaluate.add_argument("--teacher-steps", type=int, default=8, help="[8]")
+    _add_other_weights(evaluate)
     evaluate.add_argument(
         "--blobs", type=int, default=0, help="plant N blobs a size in each result of the student"
     )
@@ -88,6 +96,7 @@ def _add_lesions(commands) -> None:
     _add_use(lesions)
     lesions.add_argument("--inputs", default="iso2_snr25,thick4_snr25")
     lesions.add_argument("--methods", default="student,cubic")
+    _add_other_weights(lesions)
     lesions.add_argument("--count", type=int, default=32, help="lesions a volume [32]")
     lesions.add_argument("--sizes-mm", default="1,2,3,5", help="diameters [1,2,3,5]")
     lesions.add_argument(
@@ -127,21 +136,13 @@ def _add_report(commands) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Score methods against references."""
     from sr_engine.evaluation.evaluate import Extras, evaluate
-    from sr_engine.evaluation.methods import load_tools
 
     methods = arguments.methods.split(",")
     evaluate(
         arguments.data,
         methods=methods,
         inputs=arguments.inputs.split(","),
-        tools=load_tools(
-            methods,
-            weights=arguments.weights,
-            others=_other_weights(arguments),
-            steps=arguments.steps,
-            teacher_steps=arguments.teacher_steps,
-            device=arguments.device,
-        ),
+        tools=_tools(methods, arguments),
         cases=arguments.cases,
         contrast=arguments.contrast,
         use=arguments.use,
@@ -150,6 +151,19 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         ),
         out=arguments.out,
         say=say,
+    )
+
+
+def _tools(methods: list[str], arguments: argparse.Namespace) -> "Tools":
+    from sr_engine.evaluation.methods import load_tools
+
+    return load_tools(
+        methods,
+        weights=arguments.weights,
+        others=_other_weights(arguments),
+        steps=arguments.steps,
+        teacher_steps=arguments.teacher_steps,
+        device=arguments.device,
     )
 
 
@@ -167,16 +181,13 @@ def _other_weights(arguments: argparse.Namespace) -> dict[str, str]:
 def run_lesions(arguments: argparse.Namespace) -> None:
     """Follow planted or real lesions through degradation and enhancement."""
     from sr_engine.evaluation.lesions import measure_lesions
-    from sr_engine.evaluation.methods import load_tools
     from sr_engine.evaluation.real_lesions import measure_real_lesions
 
     methods = arguments.methods.split(",")
     common = {
         "inputs": arguments.inputs.split(","),
         "methods": methods,
-        "tools": load_tools(
-            methods, weights=arguments.weights, steps=arguments.steps, device=arguments.device
-        ),
+        "tools": _tools(methods, arguments),
         "cases": arguments.cases,
         "out": arguments.out,
         "say": say,

@@ -84,15 +84,18 @@ def test_the_command_compares_with_cubic_by_size_and_goes_on_where_it_stopped(
     out = tmp_path / "lesions.json"
     arguments = ["lesions", "--data", data, "--out", out, "--inputs", "iso2_snr25", "--count", 8]
     arguments += ["--sizes-mm", "2,5", "--weights", identity]
+    arguments += ["--methods", "student,cubic,regression", "--regression", identity]
     assert main([str(argument) for argument in arguments]) == 0
     report = json.loads(out.read_text())
     means = {(mean["method"], mean["size_mm"]): mean for mean in report["means"]}
-    assert set(means) == {(m, s) for m in ("student", "cubic") for s in (2.0, 5.0)}
+    methods = ("student", "cubic", "regression")
+    assert set(means) == {(m, s) for m in methods for s in (2.0, 5.0)}
     assert means["cubic", 5.0]["recovery"] > means["cubic", 2.0]["recovery"] > 0
     assert means["cubic", 5.0]["at_or_above_cubic_share"] == 1
     # The network changes nothing, but the data-consistency step sharpens: at least cubic.
     assert means["student", 5.0]["recovery"] >= means["cubic", 5.0]["recovery"] - 0.02
     assert means["student", 5.0]["leak_clusters"] == 0
+    assert means["regression", 5.0]["recovery"] == means["student", 5.0]["recovery"]
 
     assert main([str(argument) for argument in arguments]) == 0
     assert "all rows are there" in capsys.readouterr().out
