@@ -34,6 +34,7 @@ from sr_engine.physics.forward_model import (
 from sr_engine.physics.gradient_nonlinearity import GradientMap, displacement_map
 from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normalise
 from sr_engine.physics.resample import Grid, interpolate, target_grid
+from sr_engine.physics.small_structures import keep_small_structures
 from sr_engine.quality import QualityReport, judge
 from sr_engine.recipe import Recipe
 from sr_engine.threads import one_blas_thread
@@ -361,6 +362,8 @@ def _consistent(
             volume, measured, sigma, weight=recipe.consistency_weight, mask=mask
         )
         volume = np.maximum(moved, 0, out=moved)
+    if recipe.data_consistency and recipe.keep_small_structures:
+        volume = keep_small_structures(model, volume, measured, sigma, mask)
     return volume
 
 

@@ -141,9 +141,13 @@ class AcquisitionModel:
         residual = self.residual(high, low, noise_sigma if weight > 0 else 0.0) * counts
         power = weight * noise_sigma**2 * float(counts.mean()) / self._band_share()
         shrunk = wiener_shrink(residual, power)
-        moved = separable.apply(self._matrices("inverse"), shrunk)
+        moved = self.back(shrunk)
         moved += high
         return moved
+
+    def back(self, low: Array) -> Array:
+        """Return the inverse of A applied to `low`, float32, on the fine grid."""
+        return separable.apply(self._matrices("inverse"), self._checked(low, self.low_shape))
 
     def residual(self, high: Array, low: Array, noise_sigma: float) -> Array:
         """Return y minus the magnitude expected of A x in noise, float32, on the measured grid."""
