@@ -47,6 +47,11 @@ def _add_enhance(commands) -> None:
     enhance.add_argument("--weights", default="default", help="bundled name or file")
     enhance.add_argument("--no-consistency", action="store_true", help="skip the data step")
     enhance.add_argument(
+        "--no-small-structures",
+        action="store_true",
+        help="let small structures be weaker than they were measured",
+    )
+    enhance.add_argument(
         "--memory-mib", type=int, default=1024, help="for the network, beside the volumes [1024]"
     )
     enhance.add_argument("--json", action="store_true", help="print one JSON document")
@@ -114,6 +119,7 @@ def run_enhance(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         seed=arguments.seed,
         data_consistency=not arguments.no_consistency,
+        keep_small_structures=not arguments.no_small_structures,
     )
     if not arguments.input.exists():
         raise InputRefused(f"{arguments.input}: no such file or folder")

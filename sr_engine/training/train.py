@@ -169,6 +169,11 @@ class Trainer:
         """Where the resumable state lies."""
         return Path(self.config.out).with_suffix(".state.safetensors")
 
+    @property
+    def out_name(self) -> str:
+        """Return the name of the weight file: its folder is a matter of the machine."""
+        return Path(self.config.out).name
+
     def resume(self) -> None:
         """Go on where the saved state ended."""
         progress = load_state(self.state_path, self.model, self.average, self.optimisers)
@@ -277,7 +282,7 @@ class Trainer:
         self._refuse_no_numbers()
         record = {
             "stage": self.config.stage,
-            "training": json.loads(json.dumps(asdict(self.config))),
+            "training": json.loads(json.dumps(asdict(self.config))) | {"out": self.out_name},
             "data": {shard.name: shard.source_sha256 for shard in self.shards},
             "steps": self.step,
             "scenes": self.scenes,
