@@ -4,20 +4,23 @@ A network that minimises the squared error takes part of every small contrast fo
 loses of a lesion of 2 mm is about one sigma of the noise, too little to be found in the residual
 y - A x. So the places are found in y itself: where it rises above, or falls below, its neighbours
 along all three axes by more than noise does. There, what was measured beyond the result goes back
-in. Noise comes with it, so only as much of this is done as leaves the residual looking like noise.
+in, under the blur of such a structure, which holds most of the noise back. Some comes with it, so
+only as much of this is done as leaves the residual looking like noise.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
 
 from sr_engine.physics.forward_model import AcquisitionModel
 
-STRUCTURE_MM = 2.0  # FWHM of the blur under which structures are looked for
+STRUCTURE_MM = 2.0  # FWHM of the blur under which structures are looked for, and given back
 RESIDUAL_FLOOR = 0.71  # of the noise: a smaller residual means that noise was copied
 SOFT = 1.0  # sigmas of significance between nothing and all of the residual
-LEAST, MOST = 1.0, 20.0  # sigmas of significance asked for
-HALVINGS = 20
-PASSES = 2
+LEAST, MOST = 1.0, 8.0  # sigmas of significance asked for
+HALVINGS = 6  # to 0.1
+ROUNDS = 6  # of giving back: a structure is narrower than the blur shows it
 FWHM = 2.355
 CURVATURE = np.array([1.0, -2.0, 1.0])
 NEIGHBOURS = ndimage.generate_binary_structure(3, 1)
@@ -46,19 +49,31 @@ def keep_small_structures(
     counts = model.covered() & mask
     if sigma <= 0 or not counts.any():
         return volume
-    spacing_mm = [axis.low_mm for axis in model.axes]
-    bright, dark = significance(measured, sigma, spacing_mm)
     residual = model.residual(volume, measured, sigma) * counts
-    significant = np.where(residual > 0, bright, dark)
-    threshold = _threshold(residual[counts], significant[counts], sigma)
-    for again in range(PASSES):
-        if again:  # what was cut off at zero, or is not seen twice alike, is made up for
-            residual = model.residual(volume, measured, sigma) * counts
-            significant = np.where(residual > 0, bright, dark)
-        moved = model.back(residual * _share(significant, threshold))
-        moved += volume
-        volume = np.maximum(moved, 0, out=moved)
-    return volume
+    floor = (RESIDUAL_FLOOR * sigma) ** 2 * int(counts.sum())
+    if float(np.square(residual, dtype=np.float64).sum()) <= floor:
+        return volume
+    spacing_mm = [axis.low_mm for axis in model.axes]
+    blur = [STRUCTURE_MM / FWHM / mm for mm in spacing_mm]
+    (head,) = ndimage.find_objects(counts.astype(np.int8))
+    residual, counts = residual[head], counts[head]
+    stands_out = [x[head] for x in significance(measured, sigma, spacing_mm)]
+
+    def left(threshold: float) -> np.ndarray:
+        """Return the residual after the step."""
+        rest = residual
+        for _ in range(ROUNDS):
+            smooth = ndimage.gaussian_filter(rest, blur) * counts
+            significant = np.where(smooth > 0, *stands_out)
+            rest = rest - smooth * np.clip((significant - threshold) / SOFT, 0, 1)
+        return rest
+
+    threshold = _least(lambda t: float(np.square(left(t), dtype=np.float64).sum()) >= floor)
+    given_back = np.zeros(mask.shape, np.float32)
+    given_back[head] = residual - left(threshold)
+    moved = model.back(given_back)
+    moved += volume
+    return np.maximum(moved, 0, out=moved)
 
 
 def significance(
@@ -86,18 +101,8 @@ def significance(
     )
 
 
-def _share(significant: np.ndarray, threshold: float) -> np.ndarray:
-    """Return how much of the residual goes back."""
-    return np.clip((significant - threshold) / SOFT, 0, 1).astype(np.float32)
-
-
-def _threshold(residual: np.ndarray, significant: np.ndarray, sigma: float) -> float:
-    """Return the least threshold that leaves enough residual; MOST where none does."""
-
-    def enough(threshold: float) -> bool:
-        left = residual * (1 - _share(significant, threshold))
-        return bool(np.sqrt(np.mean(left**2)) >= RESIDUAL_FLOOR * sigma)
-
+def _least(enough: Callable[[float], bool]) -> float:
+    """Return about the least threshold from LEAST on that is `enough`; MOST where none is."""
     if enough(LEAST):
         return LEAST
     low, high = LEAST, MOST
