@@ -11,6 +11,7 @@ from threading import Lock
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicom_node import assembly, heaps, pixel_files, retention, telemetry, withdrawal
+from dicom_node.certificates import validities
 from dicom_node.edges import failure_of
 from dicom_node.errors import StoreUnavailable, UnknownJob
 from dicom_node.network import audit_export
@@ -187,6 +188,14 @@ def in_use(store: Store, folder: Path) -> bool:
     )
 
 
+def check_certificates(store: Store, settings: Settings, now: datetime) -> None:
+    """Export until when the certificates are valid, and name those that end soon."""
+    for one in validities(settings):
+        telemetry.certificate_ends.labels(use=one.use).set(one.until.timestamp())
+        if one.ends_soon(now):
+            log.warning("certificate.ends", name=one.use, reason=one.text(now))
+
+
 def free_memory(store: Store, settings: Settings, now: datetime) -> None:
     """Give back what the images that came and went have left free."""
     heaps.give_back()
@@ -202,6 +211,7 @@ PERIODIC = (
     Task(name="memory", every_s=60, run=free_memory),
     Task(name="attempts", every_s=300, run=sweep_attempts),
     Task(name="retention", every_s=300, run=retain),
+    Task(name="certificates", every_s=3600, run=check_certificates),
 )
 
 

@@ -113,6 +113,12 @@ stage_seconds = Histogram(
 audit_backlog = Gauge(
     "dicom_node_audit_backlog", "Audit rows that the collector does not have yet", registry=registry
 )
+certificate_ends = Gauge(
+    "dicom_node_certificate_valid_until_timestamp_seconds",
+    "When the first certificate of a configured file ends, by the option that names the file",
+    ["use"],
+    registry=registry,
+)
 free_bytes = Gauge("dicom_node_free_bytes", "Free space of the state folder", registry=registry)
 disk_room = Gauge(
     "dicom_node_disk_room_bytes",

@@ -31,7 +31,7 @@ LEVELS = {
         ("store",),
         ("examination", "comparison", "corrections", "rejection_notes", "loops"),
         ("headers",),
-        ("content", "pixel_files", "telemetry", "signing"),
+        ("content", "pixel_files", "telemetry", "signing", "certificates"),
         ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),
         ("errors", "edges", "heaps"),
@@ -90,7 +90,7 @@ CONFINED = {
     "starlette": ("dicom_node.web",),
     "uvicorn": ("dicom_node.web", "dicom_node.service"),
     "structlog": ("dicom_node.telemetry",),
-    "cryptography": ("dicom_node.signing",),
+    "cryptography": ("dicom_node.signing", "dicom_node.certificates"),
     "prometheus_client": ("dicom_node.telemetry", "dicom_node.web"),
     "pydantic": ("dicom_node.settings", "dicom_node.web"),
     "torch": (

@@ -19,7 +19,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_node import pixel_files, telemetry
-from dicom_node.errors import NodeError, StoreUnavailable, UnknownJob
+from dicom_node.certificates import validities
+from dicom_node.errors import NodeError, SettingsError, StoreUnavailable, UnknownJob
 from dicom_node.order import Place
 from dicom_node.settings import Settings
 from dicom_node.store import JobRow, Store
@@ -256,7 +257,22 @@ class Pages:
                 + ("all accounted for" if ledger.balanced else "NOT BALANCED"),
                 look="good" if ledger.balanced else "bad",
             ),
+            *self._certificate_lights(now),
             *(Light(name="Failing", value=name, look="bad") for name in health["failing_tasks"]),
+        ]
+
+    def _certificate_lights(self, now: datetime) -> list[views.Light]:
+        """Return one for each certificate that ends soon; an unreadable one is a failing task."""
+        try:
+            found = validities(self.settings)
+        except SettingsError:
+            return []
+        return [
+            views.Light(
+                name="Certificate", value=one.text(now), look="bad" if one.until <= now else "look"
+            )
+            for one in found
+            if one.ends_soon(now)
         ]
 
     def _turnaround_light(self, now: datetime) -> views.Light:

@@ -12,6 +12,7 @@ from dicom_node.web import views
 from dicom_node.web.app import Probe, create_app
 from dicom_node.worker import Worker
 from sr_engine.dicom.scanner import PATIENT_ID, PATIENT_NAME
+from tests.certificates import Authority
 from tests.dicom_node.aged import aged_node
 from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.rigs import NOW, rig_settings
@@ -260,3 +261,14 @@ def test_progress_shows_only_while_the_job_runs(node, page):
 
     assert 'value="42"' in page.get("/").text
     assert "student" in page.get(f"/jobs/{job.job_id}").text
+
+
+@pytest.mark.parametrize(("days", "shown"), [(400, False), (10, True)])
+def test_the_page_names_a_certificate_that_ends_soon(tmp_path, days, shown):
+    issued = Authority(tmp_path / "ca").issue("node", days=days)
+    web = {"certificate": str(issued.certificate), "key": str(issued.key)}
+    node = queued_node(tmp_path)
+    page = client_of(rig_settings(tmp_path / "state", web=web), node.store).get("/").text
+
+    assert ("web.certificate ends in 9 days" in page) == shown
+    node.store.close()
