@@ -37,8 +37,8 @@ def test_every_configured_file_is_looked_at(tmp_path, authority):
     ("days", "text"), [(400, ""), (20, "ends in 19 days"), (-1, "has expired on")]
 )
 def test_one_that_ends_soon_says_when(tmp_path, authority, days, text):
-    now = datetime.now(UTC)
     one = validities(settings_with(tmp_path, authority, days))[0]
+    now = datetime.now(UTC) + timedelta(seconds=1)
 
     assert one.ends_soon(now) == bool(text) == (days < SOON.days)
     assert text in one.text(now)

@@ -270,5 +270,5 @@ def test_the_page_names_a_certificate_that_ends_soon(tmp_path, days, shown):
     node = queued_node(tmp_path)
     page = client_of(rig_settings(tmp_path / "state", web=web), node.store).get("/").text
 
-    assert ("web.certificate ends in 9 days" in page) == shown
+    assert ("web.certificate ends in " in page) == shown
     node.store.close()
