@@ -13,7 +13,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from dicom_node import assembly, heaps, pixel_files, retention, telemetry, withdrawal
 from dicom_node.certificates import validities
 from dicom_node.edges import failure_of
-from dicom_node.errors import StoreUnavailable, UnknownJob
+from dicom_node.errors import NodeError, UnknownJob
 from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
@@ -231,7 +231,7 @@ def run_guarded(
 
     error = failure_of(run)
     failures.note(task.name, failed=error is not None)
-    if isinstance(error, StoreUnavailable):  # says all in one line, which comes every second
+    if isinstance(error, NodeError):  # says all in one line, which may come every second
         log.error("housekeeping.failed", name=task.name, reason=str(error))
     elif error:
         log.error("housekeeping.failed", name=task.name, exc_info=error)

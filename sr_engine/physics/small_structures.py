@@ -68,9 +68,8 @@ def keep_small_structures(
             rest = rest - smooth * np.clip((significant - threshold) / SOFT, 0, 1)
         return rest
 
-    threshold = _least(lambda t: float(np.square(left(t), dtype=np.float64).sum()) >= floor)
     given_back = np.zeros(mask.shape, np.float32)
-    given_back[head] = residual - left(threshold)
+    given_back[head] = residual - _least_left(left, residual, floor)
     moved = model.back(given_back)
     moved += volume
     return np.maximum(moved, 0, out=moved)
@@ -101,12 +100,26 @@ def significance(
     )
 
 
-def _least(enough: Callable[[float], bool]) -> float:
-    """Return about the least threshold from LEAST on that is `enough`; MOST where none is."""
-    if enough(LEAST):
-        return LEAST
-    low, high = LEAST, MOST
+def _least_left(
+    left: Callable[[float], np.ndarray], residual: np.ndarray, floor: float
+) -> np.ndarray:
+    """Return what is `left` at about the least threshold that leaves a square sum of `floor`.
+
+    `residual` itself, where no threshold up to MOST does.
+    """
+
+    def enough(rest: np.ndarray) -> bool:
+        return float(np.square(rest, dtype=np.float64).sum()) >= floor
+
+    kept = left(LEAST)
+    if enough(kept):
+        return kept
+    kept, low, high = residual, LEAST, MOST
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+        rest = left(middle)
+        if enough(rest):
+            kept, high = rest, middle
+        else:
+            low = middle
+    return kept

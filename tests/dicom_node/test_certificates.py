@@ -74,8 +74,12 @@ def test_a_file_that_is_gone_fails_the_task_until_it_is_back(tmp_path, authority
         update={"web": settings.web.model_copy(update={"certificate": str(gone)})}
     )
     failures = Failures()
-    run_guarded(TASK, None, broken, failures)
+    with capture_logs() as logs:
+        run_guarded(TASK, None, broken, failures)
     assert failures.names() == ["certificates"]
+    (line,) = (one for one in logs if one["event"] == "housekeeping.failed")
+    assert line["reason"] == f"web.certificate: {gone}: No such file or directory"
+    assert "exc_info" not in line  # no traceback at whoever is on call
 
     gone.write_bytes(authority.certificate.read_bytes())
     run_guarded(TASK, None, broken, failures)
