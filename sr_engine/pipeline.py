@@ -21,10 +21,11 @@ from sr_engine.dicom.reader import SourceSeries, read_series
 from sr_engine.dicom.seal import Signer
 from sr_engine.dicom.template import JobIdentity
 from sr_engine.dicom.writer import WrittenSeries
-from sr_engine.fusion import Fused, axis_weights, fuse
+from sr_engine.fusion import axis_weights, fuse
 from sr_engine.inference import MEMORY_MIB, NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
 from sr_engine.physics.bias_field import estimate_bias_field
+from sr_engine.physics.data_consistency import hold_to_data
 from sr_engine.physics.forward_model import (
     Acquisition,
     AcquisitionModel,
@@ -33,6 +34,7 @@ from sr_engine.physics.forward_model import (
 )
 from sr_engine.physics.gradient_nonlinearity import GradientMap, displacement_map
 from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normalise
+from sr_engine.physics.noise_reduction import reduce_noise
 from sr_engine.physics.resample import Grid, interpolate, target_grid
 from sr_engine.physics.small_structures import keep_small_structures
 from sr_engine.quality import QualityReport, judge
@@ -41,7 +43,6 @@ from sr_engine.threads import one_blas_thread
 from sr_engine.timing import Stages
 
 SOFTWARE = "DICOM-NODE AI-SR"
-CONSISTENCY_PASSES = 4
 Progress = Callable[[str, float], None]
 Predict = Callable[..., list[np.ndarray]]  # as `inference.predict_triaxial`
 
@@ -199,7 +200,7 @@ def enhance_volume(
         model = AcquisitionModel.from_grids(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )
-        mean = _consistent(model, fused, normal, mask, noise.sigma, recipe)
+        mean = _held(model, fused.mean, normal, noise.sigma, mask, given.mask, grid, recipe)
     with stages.stage("judge"):
         report = judge(
             measured=normal,
@@ -342,28 +343,32 @@ def source_digest(source: SourceSeries) -> str:
     return content.hexdigest()
 
 
-def _consistent(
+def _held(
     model: AcquisitionModel,
-    fused: Fused,
+    mean: np.ndarray,
     measured: np.ndarray,
-    mask: np.ndarray,
     sigma: float,
+    measured_mask: np.ndarray,
+    mask: np.ndarray,
+    grid: Grid,
     recipe: Recipe,
 ) -> np.ndarray:
-    """Return the fused mean after the data-consistency step, never below zero.
+    """Return what the network made, held to the data: consistent, calm, its small structures kept.
 
-    A magnitude is not negative, and what is cut off at zero must be made up for: the step is
-    repeated after the cut (projection onto convex sets). Only the head counts: outside it the
-    magnitude has turned negative ringing positive, which no signal explains.
+    The order matters: noise reduction weakens small structures, and what is calm texture in the
+    result is noise to whoever looks for them.
     """
-    volume = np.maximum(fused.mean, 0)
-    for _ in range(CONSISTENCY_PASSES if recipe.data_consistency else 0):
-        moved = model.consistent(
-            volume, measured, sigma, weight=recipe.consistency_weight, mask=mask
+    volume = np.maximum(mean, 0)
+    if recipe.data_consistency:
+        volume = hold_to_data(
+            model, volume, measured, sigma, measured_mask, weight=recipe.consistency_weight
         )
-        volume = np.maximum(moved, 0, out=moved)
+    texture = 0.0
+    if recipe.reduce_noise:
+        volume, texture = reduce_noise(volume, mask, float(min(_grid_spacing(grid))))
     if recipe.data_consistency and recipe.keep_small_structures:
-        volume = keep_small_structures(model, volume, measured, sigma, mask)
+        noise = max(sigma, texture) if sigma > 0 else 0.0
+        volume = keep_small_structures(model, volume, measured, noise, measured_mask)
     return volume
 
 

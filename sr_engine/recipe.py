@@ -34,6 +34,7 @@ class Recipe:
     use_gradient_map: bool = True  # g guides the network (spherical harmonics)
     data_consistency: bool = True
     consistency_weight: float = 1.0
+    reduce_noise: bool = True  # noise left in calm tissue is made less
     keep_small_structures: bool = True  # small contrasts are not shown weaker than measured
     correct_bias: bool = False  # divide the output by the field: contrast is no longer the input's
     correct_distortion: bool = False  # warp the output: geometry is no longer the input's

@@ -202,6 +202,7 @@ class EngineSettings(Section):
     use_gradient_map: bool = True
     data_consistency: bool = True
     consistency_weight: float = 1.0
+    reduce_noise: bool = True
     keep_small_structures: bool = True
     correct_bias: bool = False
     correct_distortion: bool = False

@@ -47,6 +47,11 @@ def _add_enhance(commands) -> None:
     enhance.add_argument("--weights", default="default", help="bundled name or file")
     enhance.add_argument("--no-consistency", action="store_true", help="skip the data step")
     enhance.add_argument(
+        "--no-noise-reduction",
+        action="store_true",
+        help="leave the noise that the network left in calm tissue",
+    )
+    enhance.add_argument(
         "--no-small-structures",
         action="store_true",
         help="let small structures be weaker than they were measured",
@@ -119,6 +124,7 @@ def run_enhance(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         seed=arguments.seed,
         data_consistency=not arguments.no_consistency,
+        reduce_noise=not arguments.no_noise_reduction,
         keep_small_structures=not arguments.no_small_structures,
     )
     if not arguments.input.exists():

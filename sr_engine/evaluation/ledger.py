@@ -26,6 +26,8 @@ class Ledger:
         self.made_with = tuple(made_with)
         self.header = header
         self.rows: list[Row] = []
+        if path is not None and not path.parent.is_dir():  # not after the first row's minutes
+            raise InputRefused(f"{path}: there is no folder {path.parent}")
         if path is not None and path.is_file():
             self.rows = [row for row in self._read(path) if row.keys() >= {*keys, *made_with}]
 

@@ -31,6 +31,7 @@ AXES = ("axis0", "axis1", "axis2")
 SWITCHED_OFF: dict[str, dict[str, Any]] = {
     "plain-mean": {"weighted_fusion": False},
     "no-consistency": {"data_consistency": False},
+    "no-noise-reduction": {"reduce_noise": False},
     "no-small-structures": {"keep_small_structures": False},
     "no-b": {"use_bias_field": False},
     "no-g": {"use_gradient_map": False},

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from sr_engine.physics.forward_model import AcquisitionModel
+from sr_engine.physics.lines import gaussian_filter
 
 STRUCTURE_MM = 2.0  # FWHM of the blur under which structures are looked for, and given back
 RESIDUAL_FLOOR = 0.71  # of the noise: a smaller residual means that noise was copied
@@ -63,7 +64,7 @@ def keep_small_structures(
         """Return the residual after the step."""
         rest = residual
         for _ in range(ROUNDS):
-            smooth = ndimage.gaussian_filter(rest, blur) * counts
+            smooth = gaussian_filter(rest, blur) * counts
             significant = np.where(smooth > 0, *stands_out)
             rest = rest - smooth * np.clip((significant - threshold) / SOFT, 0, 1)
         return rest
@@ -87,7 +88,7 @@ def significance(
     reach = [2 * int(np.ceil(4 * one)) + 5 for one in blur]
     impulse = np.zeros(reach, np.float32)
     impulse[tuple(n // 2 for n in reach)] = 1
-    smooth, kernel = (ndimage.gaussian_filter(x, blur) for x in (measured, impulse))
+    smooth, kernel = (gaussian_filter(x, blur) for x in (measured, impulse))
     curvatures = []
     for axis in range(3):
         gain = float(np.linalg.norm(ndimage.correlate1d(kernel, CURVATURE, axis=axis)))

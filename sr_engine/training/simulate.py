@@ -317,9 +317,11 @@ def simulate(high: Tensor, mask: Tensor, d: Draw, smallest: int = 0) -> Scene:
         high = recoloured(high, d.colours)
     if d.bias.any():
         high = high * bias_log(grid_coordinates(tuple(high.shape)), d.bias).exp()
-    planted = torch.zeros_like(mask, dtype=torch.uint8)
+    target, planted = high, torch.zeros_like(mask, dtype=torch.uint8)
     if d.lesions:
-        high, planted = plant(high, mask, int(mask.sum()) // d.lesions, d.seed)
+        voxel = float(np.prod(d.ratio)) ** (1 / 3)
+        count = int(mask.sum()) // d.lesions
+        high, target, planted = plant(high, mask, count, d.seed, voxel)
     operators = [
         axis_operators(n, r, p, d) for n, r, p in zip(high.shape, d.ratio, d.profile, strict=True)
     ]
@@ -338,10 +340,10 @@ def simulate(high: Tensor, mask: Tensor, d: Draw, smallest: int = 0) -> Scene:
         if parts is not None:
             low = along(parts[2], low, axis)
     scale = float(torch.quantile(low[mask][::7].float(), 0.999))
-    high, low = high / scale, low / scale
-    error = float((high - low)[mask].square().mean())
+    target, low = target / scale, low / scale
+    error = float((target - low)[mask].square().mean())
     return Scene(
-        high=high,
+        high=target,
         low=low,
         mask=mask,
         planted=planted,

@@ -63,7 +63,7 @@ def report(data, identity, disturbed, tmp_path_factory):
     arguments += ["--weights", disturbed, "--regression", identity, "--teacher", disturbed]
     arguments += ["--also", f"stage2={disturbed}"]
     methods = "student,student@2,stage2,axis0,axis1,axis2,plain-mean,no-consistency,no-b,no-g"
-    methods += ",no-small-structures,regression,teacher,cubic,zerofill"
+    methods += ",no-noise-reduction,no-small-structures,regression,teacher,cubic,zerofill"
     arguments += ["--methods", methods, "--teacher-steps", 2, "--blobs", 2]
     assert main([str(argument) for argument in arguments]) == 0
     return out, json.loads(out.read_text())

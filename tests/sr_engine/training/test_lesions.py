@@ -8,7 +8,7 @@ import torch
 
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
 from sr_engine.training.dataset import SlicePool
-from sr_engine.training.lesions import CONTRAST, MOST, plant
+from sr_engine.training.lesions import CONTRAST, MOST, RAISED, TRUE_VOXELS, plant, raised
 from sr_engine.training.shards import Shard
 from sr_engine.training.train import TrainConfig, denoising_loss
 
@@ -24,7 +24,7 @@ def block():
 
 def test_lesions_are_dark_or_bright_and_as_strong_as_said(block):
     volume, mask = block
-    changed, planted = plant(volume, mask, 60, seed=3)
+    changed, _, planted = plant(volume, mask, 60, seed=3, voxel=1.0)
 
     difference = changed - volume
     assert difference.max() > CONTRAST[0] and difference.min() < -CONTRAST[0]
@@ -37,7 +37,7 @@ def test_lesions_are_dark_or_bright_and_as_strong_as_said(block):
 
 def test_a_sample_of_a_small_lesion_weighs_more(block):
     """By the inverse of the cross-section: a sphere of 1.2 voxels is there in few samples."""
-    _, planted = plant(*block, 200, seed=3)
+    *_, planted = plant(*block, 200, seed=3, voxel=1.0)
 
     weights = set(planted.unique().tolist())
     assert {0, 1, int(MOST)} <= weights <= set(range(int(MOST) + 1))
@@ -45,8 +45,25 @@ def test_a_sample_of_a_small_lesion_weighs_more(block):
     assert counts[1] > counts[int(MOST)] > 0
 
 
+@pytest.mark.parametrize(("voxel", "most"), [(0.5, 1.0), (3.0, 1 + RAISED)])
+def test_the_target_shows_what_is_small_against_a_measured_voxel_stronger(block, voxel, most):
+    volume, mask = block
+    changed, shown, _ = plant(volume + 0.5, mask, 60, seed=3, voxel=voxel)
+
+    alone = (changed - volume - 0.5).abs() > 0.02  # where lesions meet, their contrasts mix
+    ratio = ((shown - volume - 0.5) / (changed - volume - 0.5))[alone]
+    assert float(ratio.quantile(0.98)) == pytest.approx(most, abs=0.02)
+    assert float(ratio.quantile(0.02)) >= 0.98
+
+
+def test_a_lesion_of_some_measured_voxels_is_shown_as_it_is():
+    assert raised(TRUE_VOXELS) == raised(5.0) == 1
+    assert raised(TRUE_VOXELS - 1) == raised(0.1) == 1 + RAISED
+    assert 1 < raised(TRUE_VOXELS - 0.5) < 1 + RAISED
+
+
 def test_the_same_seed_plants_the_same_lesions(block):
-    first, second, other = (plant(*block, 10, seed=seed)[0] for seed in (1, 1, 2))
+    first, second, other = (plant(*block, 10, seed=seed, voxel=1.0)[0] for seed in (1, 1, 2))
 
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -54,7 +71,7 @@ def test_the_same_seed_plants_the_same_lesions(block):
 
 def test_the_volume_that_is_given_stays_as_it_is(block):
     volume, mask = block
-    plant(volume, mask, 10, seed=1)
+    plant(volume, mask, 10, seed=1, voxel=1.0)
 
     assert bool((volume == 0.5).all())
 
@@ -62,7 +79,7 @@ def test_the_volume_that_is_given_stays_as_it_is(block):
 def test_a_lesion_at_the_edge_of_the_volume_is_cut_off():
     mask = torch.zeros(SHAPE, dtype=torch.bool)
     mask[0, 0, 0] = True
-    changed, planted = plant(torch.full(SHAPE, 0.5), mask, 5, seed=1)
+    changed, _, planted = plant(torch.full(SHAPE, 0.5), mask, 5, seed=1, voxel=1.0)
 
     assert bool(planted[0, 0, 0])
     assert changed.shape == SHAPE
