@@ -5,6 +5,7 @@ consistency -> judge -> scanner units -> derived series.
 """
 
 import hashlib
+import math
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -355,19 +356,19 @@ def _held(
 ) -> np.ndarray:
     """Return what the network made, held to the data: consistent, calm, its small structures kept.
 
-    The order matters: noise reduction weakens small structures, and what is calm texture in the
-    result is noise to whoever looks for them.
+    The order matters: noise reduction weakens small structures, and the noise that it finds hidden
+    is noise to whoever looks for them.
     """
     volume = np.maximum(mean, 0)
     if recipe.data_consistency:
         volume = hold_to_data(
             model, volume, measured, sigma, measured_mask, weight=recipe.consistency_weight
         )
-    texture = 0.0
+    hidden = 0.0
     if recipe.reduce_noise:
-        volume, texture = reduce_noise(volume, mask, float(min(_grid_spacing(grid))))
+        volume, hidden = reduce_noise(volume, mask, float(min(_grid_spacing(grid))), sigma)
     if recipe.data_consistency and recipe.keep_small_structures:
-        noise = max(sigma, texture) if sigma > 0 else 0.0
+        noise = math.hypot(sigma, hidden) if sigma > 0 else 0.0
         volume = keep_small_structures(model, volume, measured, noise, measured_mask)
     return volume
 

@@ -68,7 +68,7 @@ def _add_evaluate(commands) -> None:
         "--methods",
         default="student,cubic,zerofill",
         help="student, axis0, axis1, axis2, plain-mean, no-consistency, no-noise-reduction, "
-        "no-small-structures, no-b, no-g, regression, teacher, cubic, zerofill; student@4: with 4 steps",
+        "no-small-structures, no-b, no-g, regression, teacher, cubic, zerofill; student@4: 4 steps",
     )
     evaluate.add_argument("--cases", default="", help="only files whose name holds this text")
     _add_use(evaluate)

@@ -1,7 +1,7 @@
 """The result agrees with what was measured, as far as noise allows and no further.
 
 What may be taken back from the residual before it is smaller than noise is little. A part of it is
-left to `small_structures`, which comes later: a lesion has more need of it than the rest of the head.
+left to `small_structures`, which comes later: a lesion needs it more than the rest of the head.
 """
 
 import math
@@ -27,8 +27,8 @@ def hold_to_data(
 
     A magnitude is not negative, and what is cut off at zero must be made up for: the step is
     repeated after the cut (projection onto convex sets). It ends where the residual in the head is
-    FLOOR of the noise, or less where `weight` trusts the data more. Only the head counts: outside it the magnitude has turned negative
-    ringing positive, which no signal explains.
+    FLOOR of the noise, or less where `weight` trusts the data more. Only the head counts: outside
+    it the magnitude has turned negative ringing positive, which no signal explains.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 The network learned from scans with noise of their own, and on real series it keeps noise of that
 kind: a scanner's filters and interpolation have made it smooth, so that neither the network nor the
-estimate of sigma takes it for noise. Its strength is read off the result itself.
+estimate of sigma takes it for noise. What is hidden from that estimate is read off the result: the
+texture of calm tissue, less the noise that is known, of which the network has taken its share.
 """
 
 import numpy as np
@@ -17,12 +18,12 @@ STRIDE = 3  # voxels: a ninth of the voxels' lines tells the same quantile
 
 
 def reduce_noise(
-    volume: np.ndarray, mask: np.ndarray, spacing_mm: float
+    volume: np.ndarray, mask: np.ndarray, spacing_mm: float, sigma: float
 ) -> tuple[np.ndarray, float]:
-    """Return `volume` half-way to its guided filter by itself, and the deviation in calm tissue.
+    """Return `volume` half-way to its guided filter by itself, and the hidden noise's deviation.
 
-    Detail of a variance below that of calm tissue is levelled, edges stay. A head without any
-    texture is returned as it is.
+    Detail of a variance below that of the hidden noise is levelled, edges stay. A head that has no
+    more texture than `sigma` explains is returned as it is, and 0.
 
     Source: He, Sun and Tang 2013, Guided image filtering, equations 5, 6 and 8, with the guide and
     the input the same.
@@ -31,6 +32,8 @@ def reduce_noise(
     ----------
     volume : (k, i, j), float32
     mask : (k, i, j), bool       the head
+    sigma
+        Noise of one channel of what was measured.
     """
     window = 2 * max(1, round(0.5 * (WINDOW_MM / spacing_mm - 1))) + 1
     mean = mean_filter(volume, window)
@@ -40,7 +43,7 @@ def reduce_noise(
         variance[piece] = np.maximum(variance[piece] - mean[piece] ** 2, 0)
 
     in_pieces(central, len(variance))
-    noise = _calm_variance(mean, variance, mask)
+    noise = _calm_variance(mean, variance, mask) - sigma**2
     if noise <= 0:
         return volume, 0.0
 
