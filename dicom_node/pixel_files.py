@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from dicom_node import brief_calls
 from dicom_node.errors import NotAnInstance, OutOfSpace
 from dicom_node.settings import Settings
 from dicom_node.together import Together
@@ -175,7 +176,8 @@ class PixelFiles:
 
     def has(self, series_uid: str, sop_uid: str) -> bool:
         """Return whether there is a file of that name; raises as `path_of`."""
-        return os.path.exists(f"{self.root}/{_checked(series_uid)}/{_checked(sop_uid)}.dcm")
+        name = f"{_checked(sop_uid)}.dcm"
+        return brief_calls.exists(f"{self.root}/{_checked(series_uid)}/{name}")
 
     def settle(self, path: Path, place: Path) -> None:
         """Let the file at `path` be found at `place`, too, in the place of what lies there."""
@@ -205,12 +207,12 @@ class PixelFiles:
 
     @contextmanager
     def _locked(self, number: int) -> Iterator[None]:
-        lock = os.open(self._lock_file % number, os.O_WRONLY | os.O_CREAT, 0o666)
+        file = brief_calls.open_for_lock(self._lock_file % number)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            brief_calls.lock(file)
             yield
         finally:
-            os.close(lock)  # gives it back
+            brief_calls.close(file)  # gives it back
 
     def _part_of(self, name: str) -> str:
         """Return a name that nobody else gives the unfinished file of `name`."""
@@ -266,7 +268,7 @@ def _write_durably(
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=at)
     present = part
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # tells `recover` that the writer lives
+        brief_calls.lock(file)  # tells `recover` that the writer lives
         _write_all(file, [memoryview(chunk) for chunk in chunks])
         if name is not None:
             os.rename(part, name, src_dir_fd=at, dst_dir_fd=at)
