@@ -17,11 +17,13 @@ from pathlib import Path
 from dicom_node import brief_calls
 from dicom_node.errors import NotAnInstance, OutOfSpace
 from dicom_node.settings import Settings
-from dicom_node.together import Together
+from dicom_node.together import Recent, Together
 
 UID = re.compile(r"[0-9.]{1,64}")
 MOST_OPEN_FOLDERS = 128
 MOST_AT_ONCE = 64  # pieces of a file in one call
+AMPLE_BYTES = 2**30  # while there is so much more room than needed, it is asked about ...
+SPACE_S = 0.1  # ... only so often
 LOCK_STRIPES = 256
 FOLDERS_LOCK = LOCK_STRIPES  # behind those of the instances, which are held meanwhile
 
@@ -124,6 +126,7 @@ class PixelFiles:
         self._locks.mkdir(parents=True, exist_ok=True)
         self._lock_file = f"{self._locks}/%03d"
         self._serial = count()
+        self._lately_free_bytes = Recent(partial(_free_bytes, self.root), SPACE_S)
         self._folders: dict[str, _Folder] = {}  # whose own names this process made durable
 
     def path_of(self, series_uid: str, sop_uid: str) -> Path:
@@ -219,9 +222,11 @@ class PixelFiles:
         return f"{name}.{os.getpid()}-{next(self._serial)}.part"
 
     def _check_space(self, size_bytes: int) -> None:
-        disk = os.statvfs(self.root)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes - size_bytes < self.min_free_bytes:
+        needed_bytes = self.min_free_bytes + size_bytes
+        if self._lately_free_bytes() > needed_bytes + AMPLE_BYTES:
+            return
+        free_bytes = _free_bytes(self.root)
+        if free_bytes < needed_bytes:
             raise OutOfSpace(
                 f"{size_bytes} bytes to write, {free_bytes} free in {self.root}, "
                 f"files.min_free_bytes is {self.min_free_bytes}"
@@ -244,6 +249,11 @@ class PixelFiles:
 def is_uid(text: str) -> bool:
     """Return whether a text is made as a UID is, so that it may be a part of a path or URL."""
     return bool(UID.fullmatch(text) and text.strip("."))  # dots alone would leave the folder
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _checked(uid: str) -> str:
