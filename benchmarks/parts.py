@@ -27,7 +27,7 @@ from benchmarks.instances import Instance, Scanner
 from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.store import NewInstance, open_store
-from dicom_node.store.arrivals import record_all
+from dicom_node.store.recorder import Recorder
 
 T = TypeVar("T")
 BATCHES = (2, 4, 8)  # instances in one transaction, each of another series
@@ -39,7 +39,8 @@ class Parts:
     def __init__(self, folder: Path, url: str) -> None:
         self.times: dict[str, list[float]] = defaultdict(list)
         self._files = PixelFiles(folder / "in", 0)
-        self._database = open_store(url or f"sqlite:///{folder}/node.db").database
+        store = open_store(url or f"sqlite:///{folder}/node.db")
+        self._recorder = Recorder(store.database)
 
     def one_by_one(self, instances: Sequence[Instance]) -> None:
         """Take in a series over one association."""
@@ -63,7 +64,7 @@ class Parts:
     def _record(self, new: Sequence[NewInstance], part: str) -> None:
         now = datetime.now(UTC)
         batch = [(each, now) for each in new]
-        self._timed(part, partial(record_all, self._database, batch), len(new))
+        self._timed(part, partial(self._recorder.record_all, batch), len(new))
 
     def _timed(self, part: str, work: Callable[[], T], count: int = 1) -> T:
         started = time.thread_time()

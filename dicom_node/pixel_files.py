@@ -14,13 +14,16 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from dicom_node import brief_calls
 from dicom_node.errors import NotAnInstance, OutOfSpace
 from dicom_node.settings import Settings
-from dicom_node.together import Together
+from dicom_node.together import Recent, Together
 
 UID = re.compile(r"[0-9.]{1,64}")
 MOST_OPEN_FOLDERS = 128
 MOST_AT_ONCE = 64  # pieces of a file in one call
+AMPLE_BYTES = 2**30  # while there is so much more room than needed, it is asked about ...
+SPACE_S = 0.1  # ... only so often
 LOCK_STRIPES = 256
 FOLDERS_LOCK = LOCK_STRIPES  # behind those of the instances, which are held meanwhile
 
@@ -123,6 +126,7 @@ class PixelFiles:
         self._locks.mkdir(parents=True, exist_ok=True)
         self._lock_file = f"{self._locks}/%03d"
         self._serial = count()
+        self._lately_free_bytes = Recent(partial(_free_bytes, self.root), SPACE_S)
         self._folders: dict[str, _Folder] = {}  # whose own names this process made durable
 
     def path_of(self, series_uid: str, sop_uid: str) -> Path:
@@ -175,7 +179,8 @@ class PixelFiles:
 
     def has(self, series_uid: str, sop_uid: str) -> bool:
         """Return whether there is a file of that name; raises as `path_of`."""
-        return os.path.exists(f"{self.root}/{_checked(series_uid)}/{_checked(sop_uid)}.dcm")
+        name = f"{_checked(sop_uid)}.dcm"
+        return brief_calls.exists(f"{self.root}/{_checked(series_uid)}/{name}")
 
     def settle(self, path: Path, place: Path) -> None:
         """Let the file at `path` be found at `place`, too, in the place of what lies there."""
@@ -205,21 +210,23 @@ class PixelFiles:
 
     @contextmanager
     def _locked(self, number: int) -> Iterator[None]:
-        lock = os.open(self._lock_file % number, os.O_WRONLY | os.O_CREAT, 0o666)
+        file = brief_calls.open_for_lock(self._lock_file % number)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            brief_calls.lock(file)
             yield
         finally:
-            os.close(lock)  # gives it back
+            brief_calls.close(file)  # gives it back
 
     def _part_of(self, name: str) -> str:
         """Return a name that nobody else gives the unfinished file of `name`."""
         return f"{name}.{os.getpid()}-{next(self._serial)}.part"
 
     def _check_space(self, size_bytes: int) -> None:
-        disk = os.statvfs(self.root)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes - size_bytes < self.min_free_bytes:
+        needed_bytes = self.min_free_bytes + size_bytes
+        if self._lately_free_bytes() > needed_bytes + AMPLE_BYTES:
+            return
+        free_bytes = _free_bytes(self.root)
+        if free_bytes < needed_bytes:
             raise OutOfSpace(
                 f"{size_bytes} bytes to write, {free_bytes} free in {self.root}, "
                 f"files.min_free_bytes is {self.min_free_bytes}"
@@ -244,6 +251,11 @@ def is_uid(text: str) -> bool:
     return bool(UID.fullmatch(text) and text.strip("."))  # dots alone would leave the folder
 
 
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
 def _checked(uid: str) -> str:
     if not is_uid(uid):
         raise NotAnInstance(f"{uid[:80]!r} is not a UID")
@@ -266,7 +278,7 @@ def _write_durably(
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=at)
     present = part
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # tells `recover` that the writer lives
+        brief_calls.lock(file)  # tells `recover` that the writer lives
         _write_all(file, [memoryview(chunk) for chunk in chunks])
         if name is not None:
             os.rename(part, name, src_dir_fd=at, dst_dir_fd=at)

@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import suppress
 
+from dicom_node import brief_calls
 from dicom_node.network.limits import LimitExceeded, Limits, Meter
 
 PDU_HEADER_BYTES = 6
@@ -51,7 +52,7 @@ class Wire:
         if self._at < self._end:
             return False
         try:
-            self._at, self._end = 0, self._sock.recv_into(self._ahead)
+            self._at, self._end = 0, brief_calls.receive(self._sock, self._ahead)
         except TimeoutError:
             if time.monotonic() - self._silent_since > self._idle_s:
                 raise LimitExceeded("idle", f"silent for {self._idle_s:g} s") from None
@@ -116,7 +117,7 @@ class Wire:
         """Return how many bytes of the present PDU came."""
         while True:
             with suppress(TimeoutError):
-                got = self._sock.recv_into(target)
+                got = brief_calls.receive(self._sock, target)
                 if not got:
                     raise Gone
                 if time.monotonic() <= self._deadline:
@@ -135,10 +136,10 @@ class Wire:
             If the peer does not take it.
         """
         deadline = time.monotonic() + self._limits.pdu_s
-        rest = memoryview(data)
+        rest = data
         while rest:
             try:
-                rest = rest[self._sock.send(rest) :]
+                rest = rest[brief_calls.send(self._sock, rest) :]
             except TimeoutError:
                 if time.monotonic() > deadline:
                     text = f"it does not read what we send for {self._limits.pdu_s:g} s"

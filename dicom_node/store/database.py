@@ -1,12 +1,13 @@
 """Connection, transactions and migrations: what all parts of the store stand on."""
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic import command
@@ -18,6 +19,7 @@ from alembic.util import CommandError
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.store.chain import Entry, append
 from dicom_node.store.engines import make_engine
+from dicom_node.store.prepared import OfRows, Values
 from dicom_node.telemetry import allowed, get_logger
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -93,14 +95,50 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
             return
+        with self._the_writer() as writer, writer.begin():
+            yield writer
+
+    @contextmanager
+    def _the_writer(self) -> Iterator[sa.Connection]:
+        """Yield SQLite's one connection that writes, to whose turn it is."""
         writer, self._writer = self._writer or self.engine.connect(), None
         try:
-            with writer.begin():
-                yield writer
+            yield writer
             self._writer = writer
         finally:
             if self._writer is None:  # it failed: nobody knows in which state the connection is
                 writer.close()
+
+    def run_at_once(
+        self, statement: OfRows, rows: Sequence[Values], needs: tuple[str, ...]
+    ) -> bool:
+        """Return whether a statement about `rows` is done; it is a transaction of its own.
+
+        SQLite only. What was done is durable; where something forbids it, nothing was kept.
+
+        Parameters
+        ----------
+        needs
+            Makes what the statement needs beside the tables, once for a connection.
+
+        Raises
+        ------
+        StoreUnavailable
+            If the database is locked.
+        """
+        try:
+            with self._turn, self._the_writer() as writer:
+                driver = cast(sqlite3.Connection, writer.connection.driver_connection)
+                if not writer.info.get(needs):
+                    for each in needs:
+                        driver.execute(each)
+                    writer.info[needs] = True
+                driver.execute(*statement.for_driver(writer.dialect, rows))
+        except (sa.exc.StatementError, sqlite3.Error) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                raise StoreUnavailable(f"the database did not commit: {error}") from error
+            return False
+        return True
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

@@ -94,12 +94,24 @@ class OfRows:
             self._run(connection, rows[at : at + size])
             at += size
 
-    def _run(self, connection: sa.Connection, rows: Sequence[Values]) -> sa.CursorResult[Any]:
-        key = connection.dialect.name, len(rows)
+    def for_driver(
+        self, dialect: sa.Dialect, rows: Sequence[Values]
+    ) -> tuple[str, tuple[Any, ...] | dict[str, Any]]:
+        """Return the statement about exactly these rows, and the values, as the driver has them.
+
+        Raises
+        ------
+        StatementError
+            If a value cannot be converted.
+        """
+        key = dialect.name, len(rows)
         form = self._forms.get(key)
         if form is None:
-            form = self._forms[key] = self._compiled(connection.dialect, len(rows))
-        return connection.exec_driver_sql(form.text, form.values(rows))
+            form = self._forms[key] = self._compiled(dialect, len(rows))
+        return form.text, form.values(rows)
+
+    def _run(self, connection: sa.Connection, rows: Sequence[Values]) -> sa.CursorResult[Any]:
+        return connection.exec_driver_sql(*self.for_driver(connection.dialect, rows))
 
     def _compiled(self, dialect: sa.Dialect, size: int) -> _Form:
         places: dict[str, tuple[int, str]] = {}

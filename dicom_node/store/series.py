@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 from dicom_node.retry import Verdict, statuses
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.arrivals import Arrival, Recorded, record_all
+from dicom_node.store.arrivals import Arrival, Recorded
 from dicom_node.store.database import Database
 from dicom_node.store.instances import (
     InstanceRow,
@@ -23,6 +22,7 @@ from dicom_node.store.instances import (
     instance_rows,
     to_row,
 )
+from dicom_node.store.recorder import Recorder
 from dicom_node.store.results import series_made
 from dicom_node.together import Together
 
@@ -72,7 +72,7 @@ class SeriesStore:
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
-        self._recording: Together[Arrival, Recorded] = Together(partial(record_all, database))
+        self._recording: Together[Arrival, Recorded] = Together(Recorder(database).record_all)
 
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
         """Return what became of `new`: when this returns, it is durable.

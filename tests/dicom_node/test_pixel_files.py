@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -251,3 +253,22 @@ def test_folders_stay_usable_however_many_there_are(files, monkeypatch):
 
     assert len(files.paths()) == 20
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@pytest.mark.parametrize(("free_bytes", "often"), [(2**40, False), (2**29, True)])
+def test_how_much_room_there_is_is_asked_again_and_again_only_when_there_is_little(
+    files, monkeypatch, free_bytes, often
+):
+    asked = []
+    disk = SimpleNamespace(f_bavail=free_bytes, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or disk)
+
+    for number in range(50):
+        files.write("1.2", f"1.2.{number}", [b"x"])
+    disk.f_bavail = 0
+    time.sleep(2 * pixel_files.SPACE_S)
+    files.min_free_bytes = 1
+
+    assert (len(asked) >= 50) if often else (1 <= len(asked) < 25)
+    with pytest.raises(OutOfSpace, match="files.min_free_bytes"):
+        files.write("1.2", "1.2.50", [b"x"])

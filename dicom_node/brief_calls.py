@@ -1,0 +1,132 @@
+"""Calls of the system that do not wait, made without letting go of the interpreter.
+
+Python lets another thread run during every call of the system. Where many threads receive, who
+makes a call of a microsecond then stands in the queue for the interpreter, behind those who
+compute. What is here keeps it, and only where there is nothing to wait for: a lock that is free, a
+name that is known, bytes that have come. Where there is, or the C library cannot be called so,
+Python's own call does it.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+from typing import Any
+
+WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
+NO_BYTES = ctypes.c_char * 0  # laid over memory to have its address
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "access": (ctypes.c_char_p, ctypes.c_int),
+    "close": (ctypes.c_int,),
+    "flock": (ctypes.c_int, ctypes.c_int),
+    "open": (ctypes.c_char_p, ctypes.c_int),
+    "recv": (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    "send": (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),
+}
+
+
+def _load() -> ctypes.PyDLL | None:
+    """Return the C library, which is called with the interpreter in hand; None: there is none."""
+    try:
+        library = ctypes.PyDLL(None, use_errno=True)
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes = arguments
+            function.restype = ctypes.c_ssize_t if name in ("recv", "send") else ctypes.c_int
+    except (AttributeError, OSError, TypeError):
+        return None
+    return library
+
+
+_library = _load()
+
+
+def open_for_lock(path: str) -> int:
+    """Return a descriptor of the file at `path`, which is made if there is none.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    """
+    if _library:
+        descriptor = int(_library.open(os.fsencode(path), os.O_WRONLY | os.O_CLOEXEC))
+        if descriptor >= 0:
+            return descriptor
+    return os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+
+
+def lock(descriptor: int) -> None:
+    """Return with an open file locked for nobody else, when those who have it are done.
+
+    Raises
+    ------
+    OSError
+        If it cannot be locked.
+    """
+    if not _library or _library.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def close(descriptor: int) -> None:
+    """Close a file, and give its lock back.
+
+    Raises
+    ------
+    OSError
+        If it is not open.
+    """
+    if not _library:
+        os.close(descriptor)
+    elif _library.close(descriptor):
+        raise _error()
+
+
+def exists(path: str) -> bool:
+    """Return whether there is something at `path`."""
+    return not _library.access(os.fsencode(path), os.F_OK) if _library else os.path.exists(path)
+
+
+def receive(sock: socket.socket, target: memoryview) -> int:
+    """Return how many bytes came into `target`, as the socket's own method does.
+
+    Raises
+    ------
+    OSError
+        If the connection is lost; TimeoutError if nothing comes.
+    """
+    if _library and type(sock) is socket.socket:  # TLS has to decrypt
+        address = ctypes.addressof(NO_BYTES.from_buffer(target))
+        got = int(_library.recv(sock.fileno(), address, len(target), socket.MSG_DONTWAIT))
+        if got >= 0:
+            return got
+        if ctypes.get_errno() not in WOULD_WAIT:  # told once: a second call finds the end
+            raise _error()
+    return sock.recv_into(target)
+
+
+def send(sock: socket.socket, data: bytes | memoryview) -> int:
+    """Return how many bytes were taken, as the socket's own method does.
+
+    Only what is small enough to be `bytes` is worth it: a view may be of much.
+
+    Raises
+    ------
+    OSError
+        If the connection is lost; TimeoutError if the peer takes nothing.
+    """
+    if _library and type(sock) is socket.socket and isinstance(data, bytes):
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        sent = int(_library.send(sock.fileno(), data, len(data), flags))
+        if sent >= 0:
+            return sent
+        if ctypes.get_errno() not in WOULD_WAIT:
+            raise _error()
+    return sock.send(data)
+
+
+def _error() -> OSError:
+    """Return what the last call failed of."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

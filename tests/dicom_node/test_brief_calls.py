@@ -1,0 +1,202 @@
+"""Brief calls: the same as Python's own, whether the C library can be called or not."""
+
+import fcntl
+import os
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dicom_node import brief_calls
+
+
+@pytest.fixture(params=["C library", "Python"])
+def calls(request, monkeypatch):
+    if request.param == "Python":
+        monkeypatch.setattr(brief_calls, "_library", None)
+    else:
+        assert brief_calls._library is not None
+    return brief_calls
+
+
+@pytest.fixture
+def pair():
+    one, other = socket.socketpair()
+    with one, other:
+        one.settimeout(0.3)
+        other.settimeout(0.3)
+        yield one, other
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname(), timeout=5)
+        return one, server.accept()[0]
+
+
+def test_a_file_is_made_to_lock_it_and_found_again(calls, tmp_path):
+    path = str(tmp_path / "lock")
+
+    for _ in range(2):
+        file = calls.open_for_lock(path)
+        assert os.write(file, b"x") == 1
+        assert not os.get_inheritable(file)
+        calls.close(file)
+
+    assert os.listdir(tmp_path) == ["lock"]
+    with pytest.raises(OSError, match="closed|Bad file descriptor"):
+        calls.close(file)
+    with pytest.raises(FileNotFoundError):
+        calls.open_for_lock(str(tmp_path / "no folder" / "lock"))
+
+
+def test_a_lock_is_waited_for(calls, tmp_path):
+    path = str(tmp_path / "lock")
+    first, second = calls.open_for_lock(path), calls.open_for_lock(path)
+    calls.lock(first)
+    order = []
+
+    def wait() -> None:
+        calls.lock(second)
+        order.append("second")
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.2)
+    order.append("first")
+    calls.close(first)
+    thread.join(30)
+    calls.close(second)
+
+    assert order == ["first", "second"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        calls.lock(second)
+
+
+def test_a_lock_goes_with_the_process_that_is_killed(calls, tmp_path):
+    path = str(tmp_path / "lock")
+    code = (
+        "import sys, time; from dicom_node import brief_calls as calls\n"
+        "calls.lock(calls.open_for_lock(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+    file = calls.open_for_lock(path)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    other.kill()
+    calls.lock(file)
+    calls.close(file)
+    other.communicate()
+
+
+def test_what_is_there_is_found(calls, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+
+    assert calls.exists(str(tmp_path)) and calls.exists(str(tmp_path / "file"))
+    assert not calls.exists(str(tmp_path / "other"))
+    assert not calls.exists(str(tmp_path / "file" / "below"))
+
+
+def test_bytes_come_as_they_were_sent(calls, pair):
+    one, other = pair
+    memory = bytearray(8)
+
+    assert calls.send(one, b"abc") == 3
+    assert calls.send(one, memoryview(b"de")) == 2
+    assert calls.receive(other, memoryview(memory)[2:]) == 5
+    assert bytes(memory) == b"\0\0abcde\0"
+    memory.extend(b"more")  # nobody holds it
+
+
+def test_who_has_nothing_to_read_waits_until_it_comes_or_for_its_time(calls, pair):
+    one, other = pair
+    threading.Timer(0.1, one.send, (b"late",)).start()
+
+    assert calls.receive(other, memoryview(bytearray(8))) == 4
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        calls.receive(other, memoryview(bytearray(8)))
+    assert time.monotonic() - started >= 0.25
+
+
+def test_the_end_of_a_connection_is_no_bytes(calls, pair):
+    one, other = pair
+    one.close()
+
+    assert calls.receive(other, memoryview(bytearray(8))) == 0
+
+
+def test_a_connection_that_was_reset_is_an_error(calls):
+    one, other = tcp_pair()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+    time.sleep(0.1)
+
+    with other, pytest.raises(ConnectionResetError):
+        calls.receive(other, memoryview(bytearray(8)))
+
+
+def test_who_sends_to_nobody_is_told_and_gets_no_signal(calls):
+    one, other = socket.socketpair()
+    other.close()
+
+    with one, pytest.raises(BrokenPipeError):
+        calls.send(one, b"x")
+
+
+def test_a_peer_that_reads_nothing_is_waited_for(calls, pair):
+    one, _ = pair
+    sent = 0
+
+    with pytest.raises(TimeoutError):
+        while True:
+            sent += calls.send(one, bytes(65536))
+    assert sent
+
+
+def test_a_closed_socket_is_an_error(calls):
+    one, other = socket.socketpair()
+    one.close()
+    other.close()
+
+    for call in (
+        lambda: calls.send(one, b"x"),
+        lambda: calls.receive(other, memoryview(bytearray(8))),
+    ):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()
+
+
+def test_tls_is_left_to_its_own_methods(calls, monkeypatch):
+    class Secured(ssl.SSLSocket):
+        def recv_into(self, *_):
+            return 7
+
+        def send(self, *_):
+            return 8
+
+    sock = Secured.__new__(Secured)
+
+    assert calls.receive(sock, memoryview(bytearray(8))) == 7
+    assert calls.send(sock, b"x") == 8
+
+
+def test_a_thread_that_waits_lets_the_others_run(calls, pair):
+    _, other = pair
+    waiting = threading.Thread(
+        target=lambda: pytest.raises(TimeoutError, calls.receive, other, memoryview(bytearray(8)))
+    )
+    waiting.start()
+    started = time.monotonic()
+    sum(range(1000))
+    took_s = time.monotonic() - started
+    waiting.join(30)
+
+    assert took_s < 0.2
