@@ -45,7 +45,8 @@ def keep_small_structures(
     volume : fine grid (k, i, j), not negative
     measured, mask : measured grid
     sigma
-        Noise of one channel of `measured`; 0: nothing is done, since the data are imposed then.
+        Noise of one channel of `measured`, hidden noise included (`noise_reduction`); 0: nothing is
+        done, since the data are imposed then.
     """
     counts = model.covered() & mask
     if sigma <= 0 or not counts.any():
