@@ -201,7 +201,8 @@ def enhance_volume(
         model = AcquisitionModel.from_grids(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )
-        mean = _held(model, fused.mean, normal, noise.sigma, mask, given.mask, grid, recipe)
+        finest_mm = float(min(_grid_spacing(grid)))
+        mean = _held(model, fused.mean, normal, noise.sigma, mask, given.mask, finest_mm, recipe)
     with stages.stage("judge"):
         report = judge(
             measured=normal,
@@ -351,7 +352,7 @@ def _held(
     sigma: float,
     measured_mask: np.ndarray,
     mask: np.ndarray,
-    grid: Grid,
+    spacing_mm: float,
     recipe: Recipe,
 ) -> np.ndarray:
     """Return what the network made, held to the data: consistent, calm, its small structures kept.
@@ -359,14 +360,15 @@ def _held(
     The order matters: noise reduction weakens small structures, and the noise that it finds hidden
     is noise to whoever looks for them.
     """
-    volume = np.maximum(mean, 0)
     if recipe.data_consistency:
         volume = hold_to_data(
-            model, volume, measured, sigma, measured_mask, weight=recipe.consistency_weight
+            model, mean, measured, sigma, measured_mask, weight=recipe.consistency_weight
         )
+    else:
+        volume = np.maximum(mean, 0)
     hidden = 0.0
     if recipe.reduce_noise:
-        volume, hidden = reduce_noise(volume, mask, float(min(_grid_spacing(grid))), sigma)
+        volume, hidden = reduce_noise(volume, mask, spacing_mm, sigma)
     if recipe.data_consistency and recipe.keep_small_structures:
         noise = math.hypot(sigma, hidden) if sigma > 0 else 0.0
         volume = keep_small_structures(model, volume, measured, noise, measured_mask)

@@ -27,7 +27,7 @@ class Ledger:
         self.header = header
         self.rows: list[Row] = []
         if path is not None and not path.parent.is_dir():  # not after the first row's minutes
-            raise InputRefused(f"{path}: there is no folder {path.parent}")
+            raise InputRefused(f"{path}: there is no folder {path.parent}; make it first")
         if path is not None and path.is_file():
             self.rows = [row for row in self._read(path) if row.keys() >= {*keys, *made_with}]
 

@@ -22,7 +22,7 @@ TRUE_VOXELS = 1.7  # measured voxels from which on it is shown as it is; one les
 def plant(
     high: Tensor, mask: Tensor, count: int, seed: int, voxel: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `high` with `count` lesions, the same as the target, and their weights (uint8).
+    """Return `high` with `count` lesions, the target that shows them, and weights (uint8).
 
     A sample weighs by the inverse of its lesion's cross-section, so that in a slice a small lesion
     counts for as much as one of FULL_VOXELS; 0 where none is.

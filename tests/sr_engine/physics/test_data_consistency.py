@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sr_engine.physics.data_consistency import FLOOR, hold_to_data
-from sr_engine.physics.forward_model import AcquisitionModel, Profile, add_rician_noise
+from sr_engine.physics.forward_model import add_rician_noise
+from tests.sr_engine.physics.models import twice_as_coarse
 
 SIGMA = 0.02
 LOW = (16, 16, 16)
@@ -13,11 +14,7 @@ MASK = np.ones(LOW, bool)
 
 @pytest.fixture(scope="module")
 def model():
-    low = np.diag([2.0, 2.0, 2.0, 1.0])
-    high = np.diag([1.0, 1.0, 1.0, 1.0])
-    high[:3, 3] = -0.5
-    k_space = Profile(name="kspace", width_mm=2.0)
-    return AcquisitionModel.from_grids((32, 32, 32), high, LOW, low, profiles=[k_space] * 3)
+    return twice_as_coarse(LOW[0])
 
 
 @pytest.fixture(scope="module")

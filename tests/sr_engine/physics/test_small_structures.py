@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from sr_engine.physics.forward_model import AcquisitionModel, Profile, add_rician_noise
+from sr_engine.physics.forward_model import add_rician_noise
 from sr_engine.physics.small_structures import (
     RESIDUAL_FLOOR,
     keep_small_structures,
     significance,
 )
+from tests.sr_engine.physics.models import twice_as_coarse
 
 SIGMA = 0.02
 LOW = (24, 24, 24)
@@ -19,12 +20,7 @@ MASK[2:-2, 2:-2, 2:-2] = True
 
 @pytest.fixture(scope="module")
 def model():
-    """Two voxels of the fine grid along each side of a measured one of 2 mm."""
-    low = np.diag([2.0, 2.0, 2.0, 1.0])
-    high = np.diag([1.0, 1.0, 1.0, 1.0])
-    high[:3, 3] = -0.5
-    k_space = Profile(name="kspace", width_mm=2.0)
-    return AcquisitionModel.from_grids((48, 48, 48), high, LOW, low, profiles=[k_space] * 3)
+    return twice_as_coarse(LOW[0])
 
 
 def volume_with(contrast, width=2):
