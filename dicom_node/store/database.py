@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -133,12 +133,11 @@ class Database:
                     for each in needs:
                         driver.execute(each)
                     writer.info[needs] = True
-                driver.execute(*statement.for_driver(writer.dialect, rows))
+                return obeyed(driver, *statement.for_driver(writer.dialect, rows))
         except (sa.exc.StatementError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise StoreUnavailable(f"the database did not commit: {error}") from error
             return False
-        return True
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -197,6 +196,17 @@ class Database:
                 self._writer.close()
                 self._writer = None
         self.engine.dispose()
+
+
+def obeyed(driver: sqlite3.Connection, statement: str, values: Any) -> bool:
+    """Return whether no constraint and no trigger forbade the statement; else nothing was kept.
+
+    Such a refusal undoes the statement and nothing else: the connection is as good as before.
+    """
+    with suppress(sqlite3.IntegrityError):
+        driver.execute(statement, values)
+        return True
+    return False
 
 
 def error_text(error: sa.exc.SQLAlchemyError) -> str:

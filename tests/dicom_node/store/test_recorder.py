@@ -217,3 +217,18 @@ def test_nothing_of_the_way_is_in_the_file(url, store, new_instance, now):
     with sqlite3.connect(url.removeprefix("sqlite:///")) as other:
         names = {row[0] for row in other.execute("SELECT name FROM sqlite_master")}
     assert "instance" in names and names.isdisjoint({"arriving", "arrive"})
+
+
+def test_a_refusal_does_not_cost_the_connection(store, new_instance, now, usual):
+    record = Recorder(store.database).record_all
+    for number in (1, 2):
+        record([(new_instance(number), now)])
+    writer = store.database._writer
+
+    [again] = record([(new_instance(2), now)])
+
+    assert again.outcome == "duplicate"
+    assert store.database._writer is writer
+    assert len(usual) == (2 if store.database.is_sqlite else 3)
+    assert outcomes(record([(new_instance(3), now)])) == ["new"]
+    assert store.ledger().balanced
