@@ -60,6 +60,7 @@ class SeriesSummary:
     mixed: str = ""
     derived: str = ""
     localizer: str = ""
+    calibration: str = ""
     phase: str = ""
     mosaic: str = ""
     colour: str = ""
@@ -75,8 +76,8 @@ class SeriesSummary:
 
 EVIDENCE = frozenset(
     """
-    own_output mixed derived localizer phase mosaic colour unusual diffusion echoes volumes
-    differing orientations stacks left_out expected_slices
+    own_output mixed derived localizer calibration phase mosaic colour unusual diffusion echoes
+    volumes differing orientations stacks left_out expected_slices
     """.split()
 )
 CONTRASTS = ("T1", "T2", "T2*", "PD", "FLAIR", UNKNOWN)
@@ -194,6 +195,7 @@ NO_MR_IMAGES: tuple[Refusal, ...] = (
 # What the images show: all that say something are named.
 NO_VOLUME: tuple[Refusal, ...] = (
     lambda s: said("this is a localizer ({})", s.localizer),
+    lambda s: said("this is a calibration of the scanner, no image to read ({})", s.calibration),
     lambda s: said("this is a mosaic ({}): many slices in one image, no stack", s.mosaic),
     lambda s: said("the images are derived, not acquired ({})", s.derived),
     lambda s: said("these are phase or other images without magnitude ({})", s.phase),

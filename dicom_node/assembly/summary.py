@@ -51,6 +51,10 @@ NAMED = 4  # stacks that a sentence names
 DIFFUSION_TYPES = frozenset({"DIFFUSION", "ADC", "FA", "TRACEW", "TENSOR"})
 DIFFUSION_WORDS = frozenset({"dti", "dwi", "adc", "tracew", "diffusion", "diff", "dki", "hardi"})
 LOCALIZERS = ("localizer", "localiser", "scout", "survey", "3-plane", "3 plane", "3plane")
+# What a scanner measures for itself. Field maps and coil calibrations have the timing of T1.
+CALIBRATIONS = re.compile(
+    r"field.?map|(?<![a-z0-9])b[01].?map|calib|(?<![a-z])cal(?![a-z])|coil.?sens|ref(erence)?.?scan"
+)
 STATED_CONTRASTS = {
     "T1": "T1",
     "T2": "T2",
@@ -100,6 +104,7 @@ def evidence(stack: Stack, instances: Sequence[InstanceHeader]) -> dict[str, Any
         "mixed": mixed(images),
         "derived": first_found(derived(header) for header in images),
         "localizer": localizer(first),
+        "calibration": calibration(first),
         "phase": first_found(no_magnitude(header) for header in images),
         "mosaic": mosaic(images),
         "colour": colour(first),
@@ -279,6 +284,12 @@ def derived(header: Header) -> str:
     if values[:1] == ["DERIVED"] or not PROJECTIONS.isdisjoint(values):
         return f"ImageType {'/'.join(values)}"
     return "SyntheticData YES" if text(header, "SyntheticData").upper() == "YES" else ""
+
+
+def calibration(header: Header) -> str:
+    """Return by what the series shows that it serves the scanner and nobody looks at it."""
+    named = CALIBRATIONS.search(free_text(header))
+    return f"the description says {named[0]!r}" if named else ""
 
 
 def localizer(header: Header) -> str:

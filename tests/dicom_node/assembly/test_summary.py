@@ -81,6 +81,11 @@ def test_the_field_strength_is_in_tesla_and_may_be_absent(stated, tesla):
         ({"SeriesDescription": "3-PLANE LOC"}, "a localizer (the description says '3-plane')"),
         ({"SeriesDescription": "AX LOC"}, "a localizer (the description says 'loc')"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "ImageType LOCALIZER"),
+        ({"SeriesDescription": "gre_field_mapping_2mm"}, "calibration of the scanner"),
+        ({"SeriesDescription": "ASSET Calibration"}, "(the description says 'calib')"),
+        ({"ProtocolName": "tfl_B1map"}, "(the description says 'b1map')"),
+        ({"SeriesDescription": "Cal Head 24"}, "(the description says 'cal')"),
+        ({"SeriesDescription": "Ref Scan"}, "(the description says 'ref scan')"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "PHASE MAP"]}, "ImageType PHASE MAP"),
         ({"ComplexImageComponent": "PHASE"}, "ComplexImageComponent PHASE"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "ImageType MOSAIC"),
@@ -109,6 +114,11 @@ def test_what_no_rule_may_take_is_skipped_with_its_evidence(header, reason):
 
     assert verdict.event == "skip"
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["Ax T1 ASSET", "t1 mprage cervical cut", "T1 calcarine"])
+def test_a_word_that_only_looks_like_a_calibration_is_none(name):
+    assert summarise(stack(range(3), SeriesDescription=name)).calibration == ""
 
 
 def test_two_echo_times_in_one_stack_are_a_multi_echo_series():
