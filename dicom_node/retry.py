@@ -193,8 +193,10 @@ def describe_failure(failure_reason: int) -> str:
     return f"0x{failure_reason:04X} ({text})"
 
 
-def backoff_s(attempt: int, rng: Random, *, base_s: float = 5.0, cap_s: float = 3600.0) -> float:
-    """Return how long to wait before try ``attempt + 1``: exponential, with full jitter.
+def backoff_s(
+    attempt: int, rng: Random, *, base_s: float = 5.0, cap_s: float = 3600.0, least: float = 0.0
+) -> float:
+    """Return how long to wait before try ``attempt + 1``: exponential, with jitter.
 
     Parameters
     ----------
@@ -202,8 +204,10 @@ def backoff_s(attempt: int, rng: Random, *, base_s: float = 5.0, cap_s: float = 
         Number of tries so far, from 1.
     rng
         Source of the jitter, which keeps many deliveries from knocking at once.
+    least
+        Share of the longest wait that is waited in any case; 0: full jitter.
     """
     if attempt < 1:
         raise ValueError(f"attempt counts from 1, not {attempt}")
     ceiling_s = min(cap_s, base_s * 2.0 ** min(attempt - 1, 32))
-    return rng.uniform(0.0, ceiling_s)
+    return rng.uniform(least * ceiling_s, ceiling_s)

@@ -84,7 +84,8 @@ def entities(settings: Settings) -> list[Table]:
 
 def association_policies(settings: Settings) -> list[Table]:
     """Return the limits of associations that we accept and that we ask for."""
-    node, limits, sending = settings.node, settings.limits, settings.sending
+    node, limits = settings.node, settings.limits
+    sending, commitment = settings.sending, settings.commitment
     rows = [
         ("associations at one time", str(node.max_associations), "node.max_associations"),
         ("of one peer", str(limits.associations_per_peer), "limits.associations_per_peer"),
@@ -98,6 +99,12 @@ def association_policies(settings: Settings) -> list[Table]:
         ("for an answer to one instance", f"{sending.timeout_s:g} s", "sending.timeout_s"),
         ("before another attempt", pause(settings), "sending.backoff_first_s, backoff_last_s"),
         ("attempts", str(sending.max_attempts), "sending.max_attempts"),
+        (
+            "before what was not committed is sent again",
+            f"{commitment.resend_first_s / 2:g} to {sending.backoff_last_s:g} s, longer each time",
+            "commitment.resend_first_s, sending.backoff_last_s",
+        ),
+        ("the same, how often", str(commitment.max_resends), "commitment.max_resends"),
     ]
     note = (
         "Asynchronous operations, extended negotiation and user identity are not negotiated; role "

@@ -32,7 +32,7 @@ from dicom_node.network import pynetdicom_scu
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.retry import Fault, backoff_s
 from dicom_node.settings import PeerSettings, Settings
-from dicom_node.store import Reference, Report, Store
+from dicom_node.store import Reference, Report, Resends, Store
 
 REQUEST, ALL_COMMITTED, SOME_FAILED = 1, 1, 2  # action type; event types (PS3.4 J.3.2.1, J.3.3.1)
 SYNTAXES: list[str | UID] = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
@@ -199,9 +199,8 @@ class Reports:
         """
         now = self._clock()
         again = now + timedelta(seconds=self._delay_s(requests))
-        done = self._store.commitments.record_report(
-            report, now, again_at=again, max_resends=self._settings.commitment.max_resends
-        )
+        resends = Resends(most=self._settings.commitment.max_resends, pause=self._resend_pause)
+        done = self._store.commitments.record_report(report, now, again_at=again, resends=resends)
         if done is None:
             return False
         counter = telemetry.commitment_reports
@@ -213,6 +212,16 @@ class Reports:
             committed=done.committed, failed=done.failed,
         )  # fmt: skip
         return True
+
+    def _resend_pause(self, count: int) -> timedelta:
+        """Return the pause before the images are sent again for the `count`th time.
+
+        An archive may need minutes to store what it took: the pause is at least half of its limit.
+        """
+        first_s = self._settings.commitment.resend_first_s
+        last_s = self._settings.sending.backoff_last_s
+        wait_s = backoff_s(count, self._rng, base_s=first_s, cap_s=last_s, least=0.5)
+        return timedelta(seconds=wait_s)
 
     def _delay_s(self, requests: int) -> float:
         sending = self._settings.sending

@@ -291,7 +291,8 @@ class CommitmentSettings(Section):
 
     wait_s: Annotated[float, Field(ge=0, le=60)] = 2.0
     timeout_s: Seconds = 600.0
-    max_resends: Annotated[int, Field(ge=0, le=100)] = 3
+    max_resends: Annotated[int, Field(ge=0, le=100)] = 5
+    resend_first_s: Seconds = 60.0
     answer_within_s: Seconds = 3600.0
 
 

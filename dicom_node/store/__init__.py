@@ -12,7 +12,7 @@ from dicom_node.store import schema
 from dicom_node.store.arrivals import Recorded
 from dicom_node.store.audit import AuditRow, AuditStore
 from dicom_node.store.chain import Proof
-from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, Reported
+from dicom_node.store.commitments import CommitmentStore, Outstanding, Report, Reported, Resends
 from dicom_node.store.database import Database
 from dicom_node.store.debts import Debt, DebtStore
 from dicom_node.store.deliveries import DeliveryInstance, DeliveryStore, DeliveryTask
@@ -55,6 +55,7 @@ __all__ = [
     "Removal",
     "Report",
     "Reported",
+    "Resends",
     "Store",
     "Withdrawn",
     "WorkitemRow",

@@ -4,9 +4,9 @@ A transaction is committed to the database before its N-ACTION leaves, so that a
 before the response, after a restart or long after the time-out finds whom it is for.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,6 +70,14 @@ class Reported:
     state: str
     committed: int
     failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resends:
+    """How often what a destination did not commit is sent again, and after which pauses."""
+
+    most: int
+    pause: Callable[[int], timedelta]  # before the nth, counted from 1
 
 
 class CommitmentStore:
@@ -147,12 +155,12 @@ class CommitmentStore:
                 end_delivery(work, delivery, SENT, reason, now)
 
     def record_report(
-        self, report: Report, now: datetime, *, again_at: datetime, max_resends: int
+        self, report: Report, now: datetime, *, again_at: datetime, resends: Resends
     ) -> Reported | None:
         """Return what the report changed, None when nobody asked under that transaction UID.
 
-        What is committed stays so. What failed is sent again after `again_at`, `max_resends` times
-        at most, if sending can help. An instance the report does not name is asked for again.
+        What is committed stays so. What failed is sent again as `resends` says, if sending can
+        help. An instance the report does not name is asked for again after `again_at`.
         Failures count only while this is the delivery's newest request.
         """
         with self._database.transaction() as work:
@@ -171,7 +179,7 @@ class CommitmentStore:
             }
             note_statuses(work, row.id, dict.fromkeys(committed, 0) | failed)
             mark_committed(work, delivery.id, committed, now)
-            state = settle_report(work, row, delivery, failed, now, again_at, max_resends)
+            state = settle_report(work, row, delivery, failed, now, again_at, resends)
             return Reported(
                 destination=delivery.destination,
                 state=state,
@@ -206,7 +214,7 @@ def settle_report(
     failed: Mapping[str, int],
     now: datetime,
     again_at: datetime,
-    max_resends: int,
+    resends: Resends,
 ) -> str:
     """Return the delivery's state after one report."""
     newest = row.state == OPEN
@@ -217,7 +225,7 @@ def settle_report(
     if not newest or delivery.state != SENT or not delivery.awaits_commitment:
         return str(delivery.state)
     if failed:
-        return retry_failed(work, delivery, failed, now, again_at, max_resends)
+        return retry_failed(work, delivery, failed, now, again_at, resends)
     reason = f"{delivery.destination} has not said of every instance whether it is committed."
     update_delivery(work, delivery.id, reason=reason, next_try_at=again_at)
     note(work, delivery, "commitment.incomplete", reason, now)
@@ -261,7 +269,7 @@ def retry_failed(
     failed: Mapping[str, int],
     now: datetime,
     again_at: datetime,
-    max_resends: int,
+    resends: Resends,
 ) -> str:
     """Return the delivery's state after failures: sent or asked again, or DEAD."""
     cures = {uid: cure(status) for uid, status in failed.items()}
@@ -273,13 +281,14 @@ def retry_failed(
         update_delivery(work, delivery.id, reason=reason, next_try_at=again_at)
         note(work, delivery, "commitment.failed", reason, now)
         return SENT
-    if delivery.commit_resends >= max_resends:
+    count = delivery.commit_resends + 1
+    if count > resends.most:
         reason = f"{reason} Given up after they were sent again {delivery.commit_resends} times."
         return end_delivery(work, delivery, DEAD, reason, now)
     forget_sent(work, delivery.id, resent)
     update_delivery(
-        work, delivery.id, state=PENDING, reason=reason, next_try_at=again_at,
-        awaits_commitment=False, commit_resends=delivery.commit_resends + 1,
+        work, delivery.id, state=PENDING, reason=reason, next_try_at=now + resends.pause(count),
+        awaits_commitment=False, commit_resends=count,
     )  # fmt: skip
     note(work, delivery, "commitment.failed", reason, now)
     return PENDING

@@ -18,12 +18,21 @@ from dicom_node.pixel_files import PixelFiles, sha256_of
 from dicom_node.retention import Departure
 from dicom_node.settings import Settings
 from dicom_node.states import HeldBy, JobState
-from dicom_node.store import DerivedInstance, DerivedSeries, JobRow, Report, Store, open_store
+from dicom_node.store import (
+    DerivedInstance,
+    DerivedSeries,
+    JobRow,
+    Report,
+    Resends,
+    Store,
+    open_store,
+)
 from tests.rigs import MR, NOW, SOURCE, encoded, incoming, make_instance, rig_settings
 
 SERIES = "1.2.826.0.3"
 PACS = {"name": "pacs", "ae_title": "PACS", "host": "localhost", "roles": ["destination"]}
 COMMITTING = PACS | {"commitment": True}
+NO_PAUSE = Resends(most=1, pause=lambda count: timedelta())
 LONG = timedelta(days=3650)
 PLANE = {
     "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
@@ -132,7 +141,7 @@ class AgedNode:
             transaction = f"2.25.77{job.id}{number}"
             self.store.commitments.ask(wanted, transaction, now, now + timedelta(minutes=5))
             report = Report(transaction_uid=transaction, everything=True)
-            self.store.commitments.record_report(report, now, again_at=now, max_resends=1)
+            self.store.commitments.record_report(report, now, again_at=now, resends=NO_PAUSE)
         return self.store.jobs.get(job.id)
 
     def delivered(self, series_uid: str = SERIES, now: datetime = NOW) -> JobRow:

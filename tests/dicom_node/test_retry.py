@@ -144,11 +144,12 @@ def test_fault_without_status_is_described_in_words():
     assert describe(Fault.TIMED_OUT) == "no answer in time"
 
 
-@given(st.integers(1, 10_000), st.integers())
-def test_wait_lies_between_nothing_and_the_ceiling(attempt, seed):
-    wait_s = backoff_s(attempt, Random(seed), base_s=5.0, cap_s=900.0)
+@given(st.integers(1, 10_000), st.integers(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_wait_lies_between_the_least_and_the_ceiling(attempt, seed, least):
+    wait_s = backoff_s(attempt, Random(seed), base_s=5.0, cap_s=900.0, least=least)
 
-    assert 0.0 <= wait_s <= min(900.0, 5.0 * 2.0 ** min(attempt - 1, 32))
+    ceiling_s = min(900.0, 5.0 * 2.0 ** min(attempt - 1, 32))
+    assert least * ceiling_s <= wait_s <= ceiling_s
 
 
 def test_waits_grow_on_average():

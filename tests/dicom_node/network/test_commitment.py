@@ -1,5 +1,6 @@
 """Asking archives for storage commitment, over real sockets, from delivery to DELIVERED."""
 
+import time
 from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -108,6 +109,27 @@ def test_what_is_in_the_index_and_not_in_the_storage_is_sent_again(tmp_path):
         wait_state(node, job_id, "DELIVERED")
 
     assert set(archive.received.values()) == {2}
+
+
+def test_an_archive_that_denies_gets_time_before_it_is_sent_anything_again(tmp_path):
+    archive, stored_at = Archive(), []
+    archive.verdict = lambda uid: 0 if archive.received[uid] > 1 else 0x0112
+    keep = archive.on_store
+    archive.on_store = lambda event: (stored_at.append(time.monotonic()), keep(event))[1]
+    with (
+        archive.listening(),
+        node_with(
+            tmp_path,
+            archive,
+            sending={"backoff_last_s": 2.0},
+            commitment={"resend_first_s": 2.0},
+        ) as node,
+    ):
+        job_id = publish(node.store, tmp_path / "a", count=1)
+        wait_state(node, job_id, "DELIVERED")
+
+    first, second = stored_at
+    assert second - first >= 1.0
 
 
 def test_lying_archive_is_found_and_named(tmp_path):

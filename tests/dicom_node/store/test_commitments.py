@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_node.states import JobState
-from dicom_node.store import Report, open_store, schema
+from dicom_node.store import Report, Resends, open_store, schema
 from tests.dicom_node.store.conftest import migrate_to
 
 MINUTE = timedelta(minutes=1)
@@ -30,8 +30,8 @@ def take(store, now, uid="2.25.1", committed=(), failed=None, max_resends=3, **m
     report = Report(
         transaction_uid=uid, committed=frozenset(committed), failed=failed or {}, **more
     )
-    again = now + MINUTE
-    return store.commitments.record_report(report, now, again_at=again, max_resends=max_resends)
+    resends = Resends(most=max_resends, pause=lambda count: count * MINUTE)
+    return store.commitments.record_report(report, now, again_at=now + MINUTE, resends=resends)
 
 
 @pytest.fixture
@@ -104,7 +104,9 @@ def test_resends_are_bounded_and_a_person_can_start_afresh(store, asked, now):
     job_id, (kept, lost) = asked
     for number in range(2, 4):
         take(store, now, f"2.25.{number - 1}", [kept], {lost: 0x0110}, max_resends=2)
-        now += MINUTE
+        pause = (number - 1) * MINUTE
+        assert store.deliveries.due(now + 0.9 * pause) == []
+        now += pause
         send_all(store, now)
         ask(store, now, f"2.25.{number}")
 

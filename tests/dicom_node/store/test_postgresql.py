@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from dicom_node.errors import DatabaseTaken, SettingsError, StoreUnavailable
 from dicom_node.states import JobState
-from dicom_node.store import Report, open_store, schema
+from dicom_node.store import Report, Resends, open_store, schema
 from dicom_node.store.arrivals import upsert_series
 from dicom_node.store.database import Database
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
@@ -67,7 +67,8 @@ def waive(store, delivery, now):
 
 def report(store, delivery, now):
     everything = Report(transaction_uid="2.25.1", everything=True)
-    store.commitments.record_report(everything, now, again_at=now + MINUTE, max_resends=3)
+    resends = Resends(most=3, pause=lambda count: MINUTE)
+    store.commitments.record_report(everything, now, again_at=now + MINUTE, resends=resends)
 
 
 @pytest.mark.parametrize("deed", [finish, ask, refuse, waive, report])
