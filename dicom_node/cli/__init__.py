@@ -28,6 +28,7 @@ from dicom_node.cli import (
 )
 from dicom_node.cli.output import one_line
 from dicom_node.errors import NodeError
+from sr_engine import __version__
 from sr_engine.errors import EngineError
 
 DONE, USAGE, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the grammar of the command line."""
     parser = Parser(prog="dicom-node", description="A DICOM node that enhances 1.5 T MR series.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, run: Run, text: str, *, log_level: int = logging.CRITICAL) -> Parser:

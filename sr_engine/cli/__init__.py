@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sr_engine import __version__
 from sr_engine.cli import measuring
 from sr_engine.errors import EngineError, InputRefused
 from sr_engine.recipe import Recipe
@@ -25,6 +26,7 @@ def is_nifti(path: Path) -> bool:
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(prog="sr-engine", description=__doc__.splitlines()[0])
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     _add_enhance(commands)
     _add_simulate(commands)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dicom_node.network.archive import LoopbackArchive
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.worker import Worker
+from sr_engine import cli as engine_cli
 from sr_engine.dicom.provenance import CREATOR, GROUP
 from sr_engine.dicom.reader import read_series
 from sr_engine.dicom.seal import KEY, Signer
@@ -63,6 +65,17 @@ def run(tmp_path, capsys, monkeypatch):
 
     yield call
     structlog.reset_defaults()  # the streams of this test end with it
+
+
+@pytest.mark.parametrize(
+    ("program", "command"), [("dicom-node", main), ("sr-engine", engine_cli.main)]
+)
+def test_the_version_is_that_of_the_package(program, command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(["--version"])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{program} {metadata.version('dicom-node')}\n"
 
 
 def test_jobs_json_is_the_contract(node, run):
