@@ -59,6 +59,7 @@ class Wire:
             return True
         if not self._end:
             raise Gone
+        self._silent_since = time.monotonic()
         return False
 
     def header(self) -> tuple[int, int]:
