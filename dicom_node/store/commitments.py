@@ -275,6 +275,7 @@ def retry_failed(
     cures = {uid: cure(status) for uid, status in failed.items()}
     reason = failure_sentence(delivery.destination, failed)
     resent = [uid for uid, what in cures.items() if what is Cure.RESEND]
+    forget_sent(work, delivery.id, resent)  # even at the end: `requeue` is to send them
     if Cure.NONE in cures.values():
         return end_delivery(work, delivery, DEAD, reason, now)
     if not resent:
@@ -285,7 +286,6 @@ def retry_failed(
     if count > resends.most:
         reason = f"{reason} Given up after they were sent again {delivery.commit_resends} times."
         return end_delivery(work, delivery, DEAD, reason, now)
-    forget_sent(work, delivery.id, resent)
     update_delivery(
         work, delivery.id, state=PENDING, reason=reason, next_try_at=now + resends.pause(count),
         awaits_commitment=False, commit_resends=count,

@@ -42,14 +42,17 @@ def untold() -> sa.Select[Any]:
 def may_have_something() -> sa.ColumnElement[bool]:
     """Return the condition that a delivery's destination has something of it, or may have.
 
-    After an attempt without an answer nobody knows: an instance may be there.
+    After an attempt without an answer nobody knows: an instance may be there. A person who asks for
+    it to be sent again sets the attempts to 0, but what an instance was answered stays, and so does
+    the question what the destination keeps of all that it was sent.
     """
-    delivery, part = schema.delivery, schema.delivery_instance
+    delivery, part, asked = schema.delivery, schema.delivery_instance, schema.commitment
+    answered = part.c.sent_at.is_not(None) | part.c.status.is_not(None) | part.c.fault.is_not(None)
     there = sa.select(part.c.delivery_id).where(
-        part.c.delivery_id == delivery.c.id,
-        part.c.sent_at.is_not(None) | (delivery.c.attempts > 0),
+        part.c.delivery_id == delivery.c.id, answered | (delivery.c.attempts > 0)
     )
-    return there.exists()
+    questions = sa.select(asked.c.id).where(asked.c.delivery_id == delivery.c.id)
+    return there.exists() | questions.exists()
 
 
 def note_job(work: Work, old: sa.Row[Any]) -> int | None:

@@ -120,6 +120,20 @@ def test_resends_are_bounded_and_a_person_can_start_afresh(store, asked, now):
     assert take(store, now, "2.25.4", failed={lost: 0x0110}, max_resends=2).state == "PENDING"
 
 
+@pytest.mark.parametrize(("most", "other"), [(0, 0x0110), (0, 0x0122), (3, 0x0122)])
+def test_what_was_lost_is_sent_when_a_person_asks_for_it(store, asked, now, most, other):
+    """Also beside an instance of a class that the archive does not keep."""
+    job_id, (lost, refused) = asked
+    failed = {lost: 0x0112, refused: other}
+    assert take(store, now, failed=failed, max_resends=most).state == "DEAD"
+
+    store.jobs.requeue(job_id, now)
+
+    [task] = store.deliveries.due(now)
+    due = {one.sop_uid for one in task.instances}
+    assert due == ({lost, refused} if other == 0x0110 else {lost})
+
+
 def test_duplicate_transaction_is_only_asked_again(store, asked, now):
     _, uids = asked
 

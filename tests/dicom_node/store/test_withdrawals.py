@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_node.rejection_notes import SAFETY
+from dicom_node.retry import Fault
 from dicom_node.states import JobState
-from dicom_node.store import DerivedInstance, Grounds, Limits
+from dicom_node.store import DerivedInstance, Grounds, Limits, Report, Resends
 from dicom_node.withdrawal import to_note
 from tests.dicom_node.store.conftest import SQLITE
 
@@ -118,6 +119,32 @@ def test_who_may_have_got_something_while_it_was_withdrawn_is_told_too(store, pu
     assert store.withdrawals.owed() == []
 
     store.deliveries.finish(task.delivery_id, "transient", "association aborted", now)
+
+    [owed] = store.withdrawals.owed()
+    assert owed.destinations == ("pacs",)
+
+
+@pytest.mark.parametrize("commitment", [False, True])
+def test_what_a_person_asked_to_be_sent_again_may_still_be_there(store, published, now, commitment):
+    """Attempts count anew then, but what went before may have left something at the archive."""
+    job_id = published(destinations=["pacs"])
+    [task] = store.deliveries.due(now)
+    for one in task.instances:
+        fault = 0 if commitment else Fault.TIMED_OUT
+        store.deliveries.record_status(task.delivery_id, one.derived_instance_id, fault, now)
+    if commitment:
+        store.deliveries.finish(task.delivery_id, "sent", "stored", now, commitment=True)
+        [wanted] = store.commitments.due(now)
+        store.commitments.ask(wanted, "2.25.1", now, now)
+        lost = dict.fromkeys([one.sop_uid for one in task.instances], 0x0112)
+        report = Report(transaction_uid="2.25.1", failed=lost)
+        resends = Resends(most=0, pause=lambda count: timedelta())
+        store.commitments.record_report(report, now, again_at=now, resends=resends)
+    else:
+        store.deliveries.finish(task.delivery_id, "permanent", "rejected", now)
+    store.jobs.requeue(job_id, now)
+
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
 
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",)
