@@ -268,7 +268,12 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
             scp_listening=lambda: scp.listening,
             scp_port=lambda: scp.port,
             workers=pool.alive,
-            failing_tasks=lambda: failures.names() + sender.failing() + performer.failing(),
+            failing_tasks=lambda: [
+                *failures.names(),
+                *sender.failing(),
+                *performer.failing(),
+                *scp.failing(),
+            ],
         )
         web = WebThread(settings, store, probe)
         scp.start()

@@ -7,6 +7,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from typing import cast
 from weakref import WeakSet, WeakValueDictionary
@@ -22,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom_node import telemetry
+from dicom_node.edges import failure_of
 from dicom_node.errors import NodeError, StoreUnavailable, UnknownPeer
 from dicom_node.network import pynetdicom_scu
 from dicom_node.network.commitment import (
@@ -74,6 +76,7 @@ class CommitmentScp:
         self._stop = threading.Event()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failed = False
 
     def start(self) -> None:
         """Report in the background."""
@@ -128,18 +131,40 @@ class CommitmentScp:
             self._news.clear()
             if self._stop.wait(GRACE_S if fresh else 0.0):
                 return
-            try:
-                self.run_once(self._clock())
-            except NodeError as error:  # the database is away: the next look finds them again
+            error = failure_of(lambda: self.run_once(self._clock()))
+            self._failed = error is not None
+            if isinstance(error, NodeError):  # the database is away: the next look finds them again
                 log.error("commitment.failed", reason=str(error))
+            elif error:
+                log.error("commitment.failed", exc_info=error)
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the last look failed, or the thread is gone that was to go on."""
+        gone = self._thread is not None and not self._thread.is_alive()
+        return self._failed or gone and not self._stop.is_set()
 
     def run_once(self, now: datetime) -> int:
-        """Return how many reports were tried: all that are due at `now`."""
+        """Return how many reports were tried: all that are due at `now`.
+
+        A report that fails in a way that nobody foresaw is tried again later, like one that did not
+        reach its peer, and holds up no other.
+
+        Raises
+        ------
+        NodeError
+            If the database is away.
+        """
         debts = self._store.debts.due(now)
         for debt in debts:
             if self._stop.is_set():
                 break
-            self._report(debt)
+            error = failure_of(partial(self._report, debt))
+            if isinstance(error, NodeError):
+                raise error
+            if error:
+                log.error("commitment.report_failed", peer=debt.peer, exc_info=error)
+                self._postpone(debt, type(error).__name__)
         return len(debts)
 
     def _report(self, debt: Debt) -> None:
@@ -159,7 +184,7 @@ class CommitmentScp:
         except UnknownPeer as error:
             self._store.debts.postpone(debt, f"{error}.", self._clock(), None)
         except AssociationFault as fault:
-            self._postpone(debt, fault)
+            self._postpone(debt, describe(fault.fault))
         else:
             self._store.debts.paid(debt, statuses, self._clock())
 
@@ -205,14 +230,14 @@ class CommitmentScp:
         finally:
             pynetdicom_scu.part(association)
 
-    def _postpone(self, debt: Debt, fault: AssociationFault) -> None:
+    def _postpone(self, debt: Debt, why: str) -> None:
         sending, attempt = self._settings.sending, debt.attempts + 1
         wait_s = backoff_s(
             attempt, self._rng, base_s=sending.backoff_first_s, cap_s=sending.backoff_last_s
         )
         now = self._clock()
         again = None if attempt >= sending.max_attempts else now + timedelta(seconds=wait_s)
-        reason = f"{debt.peer} was not reached with the report: {describe(fault.fault)}."
+        reason = f"{debt.peer} was not reached with the report: {why}."
         self._store.debts.postpone(debt, reason, now, again)
 
 

@@ -164,6 +164,8 @@ def _resolve(peer: PeerSettings) -> str:
         found = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise AssociationFault(Fault.UNREACHABLE, f"{peer.host}: {error.strerror}") from error
+    except UnicodeError as error:  # no name of a host
+        raise AssociationFault(Fault.UNREACHABLE, f"{peer.host!r} is no host name") from error
     return str(found[0][4][0])
 
 

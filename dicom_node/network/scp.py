@@ -125,6 +125,10 @@ class NodeScp:
         """Return the port that speaks TLS; 0 while there is none."""
         return int(self._server.tls_address[1]) if self._server and self._server.tls_address else 0
 
+    def failing(self) -> list[str]:
+        """Return the name of the thread that reports to scanners, where it does not."""
+        return ["commitment"] if self._commitment.failing else []
+
     def associations(self) -> int:
         """Return how many associations are open."""
         return len(self._server.active_associations) if self._server else 0

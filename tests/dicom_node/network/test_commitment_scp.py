@@ -183,6 +183,41 @@ def trail(node):
     return node.store.audit.listing()
 
 
+def test_a_report_that_fails_unforeseen_holds_up_no_other_and_is_repeated(tmp_path, monkeypatch):
+    associate, tried = pynetdicom_scu.associate, []
+
+    def fail_at_first(*arguments, **options):
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise OSError(24, "Too many open files")
+        return associate(*arguments, **options)
+
+    with Scanner().listening() as scanner:
+        with node_for(tmp_path, custody=True, port=scanner.port) as node:
+            monkeypatch.setattr(pynetdicom_scu, "associate", fail_at_first)
+            uids = send(node, tmp_path / "a", 2)
+            association = scanner.associate(node.scp.port)
+            for uid in uids:
+                scanner.ask(association, [item(uid)])
+            association.release()
+            wait_for("both reports", lambda: len(scanner.reports) >= 2)
+            wait_for("the end", lambda: not open_debts(node))
+            assert node.scp.failing() == []
+
+    told = [verdicts(report) for _, report in scanner.reports]
+    assert {uid: 0 for each in told for uid in each} == dict.fromkeys(uids, 0)
+    assert len(tried) >= 3
+
+
+def test_a_thread_that_reports_no_more_is_seen(tmp_path, monkeypatch):
+    with node_for(tmp_path, custody=True) as node:
+        assert node.scp.failing() == []
+        monkeypatch.setattr(node.store.debts, "due", lambda now: 1 / 0)
+        wait_for("the failure", lambda: node.scp.failing() == ["commitment"])
+        monkeypatch.undo()
+        wait_for("its end", lambda: node.scp.failing() == [])
+
+
 def test_report_that_the_scanner_refuses_is_repeated(tmp_path):
     with Scanner().listening() as scanner:
         scanner.answer = 0x0110
