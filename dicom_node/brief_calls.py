@@ -3,8 +3,9 @@
 Python lets another thread run during every call of the system. Where many threads receive, who
 makes a call of a microsecond then stands in the queue for the interpreter, behind those who
 compute. What is here keeps it, and only where there is nothing to wait for: a lock that is free, a
-name that is known, bytes that have come. Where there is, or the C library cannot be called so,
-Python's own call does it.
+lock file that is known, bytes that have come. Where there is, or the C library cannot be called so,
+Python's own call does it. To look up a name in a folder where others make files is not such a
+call: it waits for their journal, and everybody would wait with it.
 """
 
 import ctypes
@@ -12,12 +13,14 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from typing import Any
 
 WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
+LOCK_WAIT_S = 30.0  # as long as for the database's lock
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.0005, 0.05  # between two tries to lock
 NO_BYTES = ctypes.c_char * 0  # laid over memory to have its address
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "access": (ctypes.c_char_p, ctypes.c_int),
     "close": (ctypes.c_int,),
     "flock": (ctypes.c_int, ctypes.c_int),
     "open": (ctypes.c_char_p, ctypes.c_int),
@@ -63,10 +66,29 @@ def lock(descriptor: int) -> None:
     Raises
     ------
     OSError
-        If it cannot be locked.
+        If it cannot be locked; TimeoutError if somebody keeps it, a program that was stopped, say.
     """
-    if not _library or _library.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    end, pause_s = time.monotonic() + LOCK_WAIT_S, FIRST_PAUSE_S
+    while not _locked(descriptor):
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, f"a lock was held for {LOCK_WAIT_S:g} s")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+
+def _locked(descriptor: int) -> bool:
+    """Return whether the file could be locked at once."""
+    if _library:
+        if not _library.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+        if ctypes.get_errno() not in WOULD_WAIT:
+            raise _error()
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def close(descriptor: int) -> None:
@@ -81,11 +103,6 @@ def close(descriptor: int) -> None:
         os.close(descriptor)
     elif _library.close(descriptor):
         raise _error()
-
-
-def exists(path: str) -> bool:
-    """Return whether there is something at `path`."""
-    return not _library.access(os.fsencode(path), os.F_OK) if _library else os.path.exists(path)
 
 
 def receive(sock: socket.socket, target: memoryview) -> int:

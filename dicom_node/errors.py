@@ -3,7 +3,7 @@
 NodeError
 ├── SettingsError             the configuration is refused; the service does not start
 ├── InstanceRejected          C000  the instance cannot be kept (PS3.4 B.2.3)
-│   ├── OutOfSpace            A700  less free space than files.min_free_bytes; retryable
+│   ├── OutOfSpace            A700  too little free space, or none to be had now; retryable
 │   ├── StoreUnavailable      A700  the database did not commit; retryable
 │   ├── NotAnInstance         A900  no usable SOP class or instance UID, or not the announced one
 │   └── ConflictingInstance   0111  the SOP instance is known with other content
@@ -42,7 +42,7 @@ class InstanceRejected(NodeError):
 
 
 class OutOfSpace(InstanceRejected):
-    """Less free space than `files.min_free_bytes`."""
+    """Less free space than `files.min_free_bytes`, or the file system refuses for now."""
 
     status = 0xA700
     retryable = True

@@ -8,7 +8,7 @@ from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
 from dicom_node.content import split_file
 from dicom_node.corrections import corrects
-from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected
+from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected, OutOfSpace
 from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles, clear_folder
 from dicom_node.store import InstanceRow, NewInstance, Store
@@ -40,7 +40,7 @@ def take_in(incoming: Incoming, files: PixelFiles, store: Store, now: datetime) 
     """
     try:
         examined = examine(incoming)
-        taken = _keep(examined, incoming, files, store, now)
+        taken = _keep_or_ask_again(examined, incoming, files, store, now)
     except InstanceRejected as error:
         _note_rejection(incoming, error, store, now)
         raise
@@ -93,6 +93,17 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
 def _is_at(path: Path, known: Path) -> bool:
     """Return whether series folder and file name are the same: the state folder may be moved."""
     return (path.parent.name, path.name) == (known.parent.name, known.name)
+
+
+def _keep_or_ask_again(
+    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
+) -> Taken:
+    """Return what `_keep` returns; what the system refuses for now, the sender may send again."""
+    try:
+        return _keep(examined, incoming, files, store, now)
+    except OSError as error:  # no descriptor left, a lock that somebody keeps
+        reason = f"{examined.sop_uid}: cannot be kept now: {error.strerror or error}"
+        raise OutOfSpace(reason) from error
 
 
 def _keep(

@@ -180,7 +180,7 @@ class PixelFiles:
     def has(self, series_uid: str, sop_uid: str) -> bool:
         """Return whether there is a file of that name; raises as `path_of`."""
         name = f"{_checked(sop_uid)}.dcm"
-        return brief_calls.exists(f"{self.root}/{_checked(series_uid)}/{name}")
+        return os.path.exists(f"{self.root}/{_checked(series_uid)}/{name}")
 
     def settle(self, path: Path, place: Path) -> None:
         """Let the file at `path` be found at `place`, too, in the place of what lies there."""

@@ -124,7 +124,7 @@ class Database:
         Raises
         ------
         StoreUnavailable
-            If the database is locked.
+            If the database is locked, or there is no connection to it.
         """
         try:
             with self._turn, self._the_writer() as writer:
@@ -134,6 +134,8 @@ class Database:
                         driver.execute(each)
                     writer.info[needs] = True
                 return obeyed(driver, *statement.for_driver(writer.dialect, rows))
+        except sa.exc.TimeoutError as error:
+            raise StoreUnavailable(f"the database did not commit: {error_text(error)}") from error
         except (sa.exc.StatementError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise StoreUnavailable(f"the database did not commit: {error}") from error

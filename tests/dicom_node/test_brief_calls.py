@@ -96,12 +96,20 @@ def test_a_lock_goes_with_the_process_that_is_killed(calls, tmp_path):
     other.communicate()
 
 
-def test_what_is_there_is_found(calls, tmp_path):
-    (tmp_path / "file").write_bytes(b"x")
+def test_a_lock_that_somebody_keeps_is_waited_for_so_long(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(brief_calls, "LOCK_WAIT_S", 0.2)
+    path = str(tmp_path / "lock")
+    first, second = calls.open_for_lock(path), calls.open_for_lock(path)
+    calls.lock(first)
+    started = time.monotonic()
 
-    assert calls.exists(str(tmp_path)) and calls.exists(str(tmp_path / "file"))
-    assert not calls.exists(str(tmp_path / "other"))
-    assert not calls.exists(str(tmp_path / "file" / "below"))
+    with pytest.raises(TimeoutError, match="was held for 0.2 s"):
+        calls.lock(second)
+
+    assert 0.2 <= time.monotonic() - started < 5
+    calls.close(first)
+    calls.lock(second)
+    calls.close(second)
 
 
 def test_bytes_come_as_they_were_sent(calls, pair):

@@ -1,6 +1,8 @@
 """One instance arrives: once, twice, changed, damaged, at the same time, or during a failure."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +174,20 @@ def test_full_disk_asks_the_sender_to_try_again(tmp_path, store):
 
     assert refused.value.status == 0xA700 and refused.value.retryable
     assert store.series.find_instance("1.2.826.0.1.1") is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ETIMEDOUT])
+def test_what_the_system_refuses_for_now_may_be_sent_again(take, files, store, monkeypatch, number):
+    def refuse(path):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dicom_node.brief_calls.open_for_lock", refuse)
+        with pytest.raises(OutOfSpace, match=os.strerror(number)) as refused:
+            take(encoded(make_instance()))
+
+    assert refused.value.status == 0xA700 and refused.value.retryable
+    assert take(encoded(make_instance())).outcome == "new"
 
 
 def lock_database(tmp_path):

@@ -194,6 +194,31 @@ def test_a_locked_database_is_waited_for_once_and_keeps_nothing(
 
 
 @SQLITE
+def test_without_a_connection_the_sender_is_asked_to_try_again(
+    store, new_instance, now, monkeypatch
+):
+    record = Recorder(store.database).record_all
+    record([(new_instance(1), now)])
+    monkeypatch.setattr(store.database.engine.pool, "_timeout", 0.05)
+    taken = []
+    while True:
+        try:
+            taken.append(store.database.engine.connect())
+        except sa.exc.TimeoutError:
+            break
+    store.database._writer.close()
+    taken.append(store.database.engine.connect())
+    store.database._writer = None  # as a failed transaction leaves it
+
+    [found] = record([(new_instance(2), now)])
+    for connection in taken:
+        connection.close()
+
+    assert isinstance(found, StoreUnavailable)
+    assert outcomes(record([(new_instance(2), now)])) == ["new"]
+
+
+@SQLITE
 def test_a_full_disk_keeps_nothing_and_is_told(store, new_instance, now):
     record = Recorder(store.database).record_all
     record([(new_instance(1), now)])
