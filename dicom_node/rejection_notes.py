@@ -286,14 +286,18 @@ def written_from(paths: Iterable[Path], write: Callable[[Dataset], bytes]) -> by
     Raises
     ------
     OSError
-        If a file is there and the disk does not give it: another time it may.
+        If it can be made of none, and the disk does not give one that is there: another time it
+        may.
     """
+    withheld = None
     for path in paths:
         try:
             return write(dcmread(path, stop_before_pixels=True))
         except PARSE_ERRORS as error:
             if isinstance(error, OSError) and error.errno not in NO_FILE:
-                raise
+                withheld = error
+    if withheld is not None:
+        raise withheld
     return None
 
 

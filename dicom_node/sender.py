@@ -167,6 +167,7 @@ class Sender:
             self._finish(task, Verdict.PERMANENT, f"{error}.")
             return
         task = self._without_present(task, peer) if may_look(task, peer) else task
+        self._store.deliveries.begin(task)
         outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:

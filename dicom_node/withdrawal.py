@@ -47,16 +47,19 @@ def recall(store: Store, weights_sha256: str, reason: str, now: datetime) -> lis
 def send_notes(store: Store, settings: Settings, now: datetime) -> int:
     """Return how many rejection notes were queued: each that a destination is still to get."""
     store.withdrawals.catch_up(now, CATCH_UP)
-    made, unreadable = 0, None
-    for owed in store.withdrawals.owed():
-        try:
-            made += queue_note(store, settings, owed, now)
-        except OutOfSpace as error:  # the next run tries again
-            log.error("withdrawal.no_room", job=owed.job_id, reason=str(error))
-            return made
-        except OSError as error:  # the next run tries again, and the others do not wait for it
-            log.error("withdrawal.unreadable", job=owed.job_id, reason=error.strerror)
-            unreadable = error
+    made, unreadable, after = 0, None, 0
+    # More than a run's worth only where those that cannot be made stand before the others.
+    while not made and (waiting := store.withdrawals.owed(after)):
+        for owed in waiting:
+            try:
+                made += queue_note(store, settings, owed, now)
+            except OutOfSpace as error:  # the next run tries again
+                log.error("withdrawal.no_room", job=owed.job_id, reason=str(error))
+                return made
+            except OSError as error:  # the next run tries again, and the others do not wait for it
+                log.error("withdrawal.unreadable", job=owed.job_id, reason=error.strerror)
+                unreadable = error
+            after = max(after, owed.job_id)
     if unreadable is not None:
         raise unreadable  # so that the failing task shows
     return made

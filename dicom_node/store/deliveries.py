@@ -117,6 +117,18 @@ class DeliveryStore:
             state, value = connection.execute(WANTED, {"id": delivery_id, "switch": switch}).one()
         return state == JobState.DERIVED, value
 
+    def begin(self, task: DeliveryTask) -> None:
+        """Put on record that instances are about to leave, before the first byte does.
+
+        Whatever ends the attempt without an answer, the destination may have them then, and is told
+        when they are withdrawn (`notes.may_have_something`).
+        """
+        part = schema.delivery_instance
+        unanswered = part.c.sent_at.is_(None) & part.c.status.is_(None) & part.c.fault.is_(None)
+        these = (part.c.delivery_id == task.delivery_id) & unanswered
+        with self._database.transaction() as work:
+            work.execute(sa.update(part).where(these).values(fault=Fault.UNCONFIRMED.value))
+
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""
         part, derived = schema.delivery_instance, schema.derived_instance

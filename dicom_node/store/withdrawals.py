@@ -208,11 +208,15 @@ class WithdrawalStore:
             found = {row[0]: row[1] for row in rows}
         return {state.value: found.get(state.value, 0) for state in NOTE_STATES}
 
-    def owed(self) -> list[Owed]:
-        """Return the first of the notes that destinations are still to get: a run's worth."""
+    def owed(self, after: int = 0) -> list[Owed]:
+        """Return the first of the notes that destinations are still to get: a run's worth.
+
+        Only those about jobs with a number greater than `after`.
+        """
         with self._database.reading() as connection:
             names: dict[int, list[str]] = {}
-            for row in connection.execute(untold().limit(AT_ONCE)).all():
+            query = untold().where(schema.job.c.id > after).limit(AT_ONCE)
+            for row in connection.execute(query).all():
                 names.setdefault(row.job_id, []).append(row.destination)
             waiting = withdrawn(connection, schema.job.c.id.in_(names))
             return [to_owed(connection, one, names[one.job_id]) for one in waiting]

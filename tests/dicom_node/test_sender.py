@@ -19,9 +19,10 @@ from pydicom import dcmread
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
+from dicom_node.rejection_notes import SAFETY
 from dicom_node.sender import MOST_AHEAD, WANTED_S, Sender
 from dicom_node.settings import Settings
-from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
+from dicom_node.store import DerivedInstance, DerivedSeries, Grounds, NewInstance, open_store
 from tests.rigs import MR, NOW, pacs, rig_settings, write_series
 from tests.webserver import Told, web_server
 
@@ -438,6 +439,23 @@ def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, t
 
     assert seen[0] == seen[1]
     assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def test_what_was_under_way_when_it_was_withdrawn_is_owed_a_note(store, tmp_path):
+    """No answer came, no attempt was counted, and the archive may have kept it."""
+    job_id = publish(store, tmp_path / "a", count=1)
+
+    def keep_and_break(event):
+        store.withdrawals.recall("b" * 64, Grounds(title=SAFETY, reason="it was wrong."), NOW)
+        event.assoc.abort()
+        return 0x0000
+
+    with pacs(keep_and_break) as peer:
+        sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
+
+    assert delivery(store, job_id)["attempts"] == 0
+    [owed] = store.withdrawals.owed()
+    assert owed.destinations == ("pacs",)
 
 
 def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):

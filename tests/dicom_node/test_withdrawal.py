@@ -407,6 +407,15 @@ def test_a_disk_that_gives_nothing_delays_a_note_and_does_not_prevent_it(node):
     assert withdrawal.send_notes(node.store, node.settings, now()) == 1
 
 
+def test_one_file_that_the_disk_withholds_is_not_waited_for(node):
+    first, *_ = [one.path for one in node.store.jobs.derived(series_job(node).id)]
+    first.unlink()
+    first.symlink_to(first)  # ELOOP
+    recall(node)
+
+    assert withdrawal.send_notes(node.store, node.settings, now()) == 1
+
+
 def test_retention_takes_damaged_results_and_puts_on_record_what_it_could_not_keep(node):
     from dicom_node import retention
 

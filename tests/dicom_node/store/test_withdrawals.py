@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from dicom_node import withdrawal
 from dicom_node.rejection_notes import SAFETY
 from dicom_node.retry import Fault
 from dicom_node.states import JobState
@@ -122,6 +123,29 @@ def test_who_may_have_got_something_while_it_was_withdrawn_is_told_too(store, pu
 
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",)
+
+
+def test_notes_that_cannot_be_made_do_not_stand_before_the_others(
+    store, published, now, monkeypatch
+):
+    monkeypatch.setattr("dicom_node.store.withdrawals.AT_ONCE", 1)
+    jobs = [published(f"1.2.{number}") for number in range(3)]
+    send_all(store, now, "pacs")
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+    tried = []
+
+    def queue(store, settings, owed, now):
+        tried.append(owed.job_id)
+        if owed.job_id != jobs[2]:
+            raise OSError(5, "Input/output error")
+        return True
+
+    monkeypatch.setattr(withdrawal, "queue_note", queue)
+
+    with pytest.raises(OSError, match="Input/output"):
+        withdrawal.send_notes(store, None, now)
+
+    assert tried == jobs
 
 
 @pytest.mark.parametrize("commitment", [False, True])
