@@ -51,11 +51,15 @@ class DebtStore:
     ) -> int:
         """Return the number of a peer's request that will be answered; a repeated one is the same.
 
-        When this returns the request is durable.
+        Unless we have promised something under its UID: a promise outlives whatever a peer asks
+        later, about the same images or others. When this returns the request is durable.
         """
         table, part = schema.commitment, schema.commitment_instance
         with self._database.transaction() as work:
             row = peers_request(work, peer, transaction_uid)
+            if row is not None and has_promised(work, row.id):
+                retire(work, row.id, now)
+                row = None
             if row is None:
                 return insert_transaction(work, SCP, peer, transaction_uid, instances, now)
             work.execute(sa.delete(part).where(part.c.commitment_id == row.id))
@@ -146,6 +150,23 @@ class DebtStore:
         )
         with self._database.reading() as connection:
             return set(connection.execute(query).scalars())
+
+
+def has_promised(work: Work, commitment_id: int) -> bool:
+    """Return whether a transaction has committed an image, whether the peer has heard it or not."""
+    part = schema.commitment_instance
+    kept = sa.select(part.c.sop_uid).where(
+        part.c.commitment_id == commitment_id, part.c.status == 0
+    )
+    return work.execute(kept.limit(1)).first() is not None
+
+
+def retire(work: Work, commitment_id: int, now: datetime) -> None:
+    """Let a peer use a transaction's UID again; what we promised under it stays on record."""
+    table = schema.commitment
+    values: dict[str, Any] = {"transaction_uid": f"retired.{commitment_id}", "state": REPORTED}
+    values |= {"next_try_at": None, "ended_at": now}
+    work.execute(sa.update(table).where(table.c.id == commitment_id).values(**values))
 
 
 def peers_request(work: Work, peer: str, transaction_uid: str) -> sa.Row[Any] | None:
