@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
+from typing import cast
 
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.interval import IntervalTrigger
 
 from dicom_node import assembly, heaps, pixel_files, retention, telemetry, withdrawal
 from dicom_node.certificates import validities
@@ -237,6 +239,20 @@ def run_guarded(
         log.error("housekeeping.failed", name=task.name, exc_info=error)
 
 
+class Rhythm(IntervalTrigger):
+    """An interval that does not make up for time that the clock has leapt over.
+
+    APScheduler counts every run that was missed before it joins them: a clock that is set forward
+    by years would cost gigabytes and minutes, with its lock held.
+    """
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        """Return when to run after `previous`: from `now` on, where that is long ago."""
+        if previous is not None and now - previous > 2 * self.interval:
+            previous = now
+        return cast("datetime | None", super().get_next_fire_time(previous, now))
+
+
 def start(
     store: Store, settings: Settings, failures: Failures, clock: ClockGuard | None = None
 ) -> BackgroundScheduler:
@@ -246,8 +262,7 @@ def start(
     for task in PERIODIC:
         scheduler.add_job(
             run_guarded,
-            "interval",
-            seconds=task.every_s,
+            Rhythm(seconds=task.every_s, timezone="UTC"),
             args=(task, store, settings, failures, clock),
             id=task.name,
             coalesce=True,

@@ -32,6 +32,7 @@ AGES = {  # the end of a job -> the setting that says how long its files are kep
 }
 CLOCK_STEP_S = 3600.0
 CLOCK_SETTLES = timedelta(days=1)
+LOOK_BACK = 500  # rows of the trail
 CLOCK_DOUBTFUL = "the clock was set within the last day, or the node was off for more than a day"
 MOST_S = 15.0  # of one run of housekeeping, which a node that stops waits for
 
@@ -90,6 +91,22 @@ def is_clock_doubtful(store: Store, now: datetime) -> bool:
     """
     rows = store.audit.since("clock.set", now - CLOCK_SETTLES)
     return any(abs(row.fields.get("seconds") or 0) >= CLOCK_STEP_S for row in rows if row.at <= now)
+
+
+def step_in(store: Store, now: datetime) -> timedelta | None:
+    """Return the step of a day or more at the end of the trail, None where there is none.
+
+    It lies before `now`, or before what was written within a day of it: by a command, or a worker
+    that began before the service.
+    """
+    later = now
+    for at in store.audit.newest_times(LOOK_BACK):
+        if abs(later - at) >= CLOCK_SETTLES:
+            return later - at
+        if abs(now - at) >= CLOCK_SETTLES:
+            return None
+        later = at
+    return None
 
 
 def finish(store: Store, settings: Settings, now: datetime, until: float = math.inf) -> int:

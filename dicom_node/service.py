@@ -141,15 +141,29 @@ class WorkerPool:
                 died = True
                 self._bury(seat, seat.process, now)
             if seat.process is None and now >= seat.not_before:
-                seat.process, seat.started_at = start_worker(self._settings), now
+                self._fill(seat, now)
         return died
+
+    def _fill(self, seat: Seat, now: float) -> None:
+        """Start a worker; what the system refuses for now must not end the service."""
+        try:
+            seat.process, seat.started_at = start_worker(self._settings), now
+        except OSError as error:
+            delay_s = self._put_off(seat, now)
+            log.error("worker.not_started", reason=error.strerror, delay_s=delay_s)
+
+    def _put_off(self, seat: Seat, now: float) -> float:
+        """Count a failure; return after how many seconds a worker is started there."""
+        seat.failures += 1
+        delay_s = BACKOFF_S[min(seat.failures, len(BACKOFF_S)) - 1]
+        seat.not_before = now + delay_s
+        return delay_s
 
     def _bury(self, seat: Seat, process: subprocess.Popen[bytes], now: float) -> None:
         seat.process = None
         close(process)
-        seat.failures = 1 if now - seat.started_at > SETTLED_S else seat.failures + 1
-        delay_s = BACKOFF_S[min(seat.failures, len(BACKOFF_S)) - 1]
-        seat.not_before = now + delay_s
+        seat.failures = 0 if now - seat.started_at > SETTLED_S else seat.failures
+        delay_s = self._put_off(seat, now)
         log.error("worker.died", pid=process.pid, exit_code=process.returncode, delay_s=delay_s)
 
     def alive(self) -> int:
@@ -324,6 +338,7 @@ def leave(store: Store) -> None:
 def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
     """Bring the state folder and the queue in order after whatever ended the last service."""
     now = utc_now()
+    note_clock(store, now)  # first: it looks at the end of the trail
     removed = intake.recover(files, store)
     expired = expire_gone_workers(store, now, settings.engine.max_attempts)
     # Scanners that we have cut get their time again; the clock may have been set meanwhile.
@@ -333,7 +348,6 @@ def recover(settings: Settings, store: Store, files: PixelFiles) -> None:
         timedelta(seconds=settings.engine.lease_s),
         not_after=now + timedelta(seconds=max(longest_s, LONGEST_PAUSE_S)),
     )
-    note_clock(store, now)
     log.info("service.recover", count=len(removed), jobs=expired)
 
 
@@ -351,11 +365,12 @@ def check_certificate(settings: Settings, now: datetime) -> None:
 def note_clock(store: Store, now: datetime) -> None:
     """Put on record that the clock is far from the end of the trail: it may have been set.
 
-    The node may as well have been off for so long; then retention waits a day for nothing.
+    The node may as well have been off for so long; then retention waits a day for nothing. What a
+    command or a worker has written since then, before the service, does not hide the step.
     """
-    newest = store.audit.newest_at()
-    if newest is not None and abs(now - newest) >= retention.CLOCK_SETTLES:
-        store.audit.record("clock.set", now, seconds=round((now - newest).total_seconds(), 1))
+    step = retention.step_in(store, now)
+    if step is not None:
+        store.audit.record("clock.set", now, seconds=round(step.total_seconds(), 1))
 
 
 def tend_until(

@@ -184,6 +184,9 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     clear = add("purge", purge.purge, "delete the files whose time has come, and say why")
     clear.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
     clear.add_argument("--json", action="store_true", help="print one JSON document")
+    clear.add_argument(
+        "--clock-is-right", action="store_true", help="although the trail ends days before or after"
+    )
     back = add("recall", recall.recall, "withdraw every series made with a weight file")
     back.add_argument("--weights", required=True, metavar="SHA", help="SHA-256, or the file itself")
     back.add_argument("--reason", default="", metavar="TEXT", help="what people and archives read")

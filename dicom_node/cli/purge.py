@@ -8,6 +8,7 @@ from dicom_node import retention
 from dicom_node.cli.operations import Refused, opened
 from dicom_node.cli.output import print_json, settings_of, table
 from dicom_node.retention import Departure
+from dicom_node.store import Store
 
 
 def purge(arguments: argparse.Namespace) -> None:
@@ -17,8 +18,7 @@ def purge(arguments: argparse.Namespace) -> None:
         raise Refused("nothing may go: retention is off (retention.enabled = false)")
     with opened(settings) as store:
         now = datetime.now(UTC)
-        if retention.is_clock_doubtful(store, now):
-            raise Refused(f"nothing may go: {retention.CLOCK_DOUBTFUL}")
+        refuse_doubtful_clock(store, now, arguments.clock_is_right)
         gone = list(retention.purge(store, settings, now, dry=arguments.dry_run))
     files, size = (sum(getattr(one.lot, name) for one in gone) for name in ("files", "bytes"))
     if arguments.json:
@@ -29,6 +29,23 @@ def purge(arguments: argparse.Namespace) -> None:
         print(as_table(gone))
     word = "would be deleted" if arguments.dry_run else "deleted"
     print(f"{files} files, {size / 1e6:.1f} MB {word}; their rows and the audit trail stay")
+
+
+def refuse_doubtful_clock(store: Store, now: datetime, is_right: bool) -> None:
+    """Raise Refused while the clock may be wrong: what is old would be whatever it says.
+
+    Of a node that does not run nobody has watched the clock; a person can.
+    """
+    if is_right:
+        return
+    if retention.is_clock_doubtful(store, now):
+        raise Refused(f"nothing may go: {retention.CLOCK_DOUBTFUL}")
+    step = retention.step_in(store, now)
+    if step is not None:
+        raise Refused(
+            f"nothing may go: it is {now:%Y-%m-%d %H:%M} UTC here, and the audit trail ends "
+            f"{abs(step).days} days before or after that; if the clock is right: --clock-is-right"
+        )
 
 
 def as_json(one: Departure) -> dict[str, object]:

@@ -43,17 +43,16 @@ class AuditStore:
             rows = [AuditRow(**row._mapping) for row in connection.execute(query)]
         return rows[::-1]
 
-    def newest_at(self) -> datetime | None:
-        """Return the time of the newest row; None while there is none."""
-        query = sa.select(schema.audit.c.at).order_by(schema.audit.c.id.desc()).limit(1)
+    def newest_times(self, count: int) -> list[datetime]:
+        """Return the times of the last `count` rows, the newest first."""
+        query = sa.select(schema.audit.c.at).order_by(schema.audit.c.id.desc()).limit(count)
         with self._database.reading() as connection:
-            return connection.scalar(query)
+            return list(connection.scalars(query))
 
-    def since(self, event: str, at: datetime, *, within: int = 10_000) -> list[AuditRow]:
-        """Return the rows of `event` since `at`, if they are among the last `within` of all."""
+    def since(self, event: str, at: datetime) -> list[AuditRow]:
+        """Return the rows of `event` since `at`, however many others came after them."""
         table = schema.audit
-        newest = sa.select(sa.func.max(table.c.id)).scalar_subquery()
-        these = (table.c.id > newest - within) & (table.c.event == event) & (table.c.at > at)
+        these = (table.c.event == event) & (table.c.at > at)
         with self._database.reading() as connection:
             return [AuditRow(**row._mapping) for row in connection.execute(columns().where(these))]
 

@@ -368,7 +368,7 @@ def aged(node, monkeypatch):
 
 
 def test_purge_says_what_goes_and_why_and_a_dry_run_says_the_same(aged, run):
-    dry, real = run("purge", "--dry-run"), run("purge")
+    dry, real = run("purge", "--clock-is-right", "--dry-run"), run("purge", "--clock-is-right")
 
     assert (dry[0], real[0], dry[2], real[2]) == (0, 0, "", "")
     assert dry[1].replace("would be deleted", "deleted") == real[1]
@@ -379,11 +379,18 @@ def test_purge_says_what_goes_and_why_and_a_dry_run_says_the_same(aged, run):
         )
     assert "retention.cancelled_days = 60" in dry[1]
     assert f"{2 * count} files" in dry[1]
-    assert run("purge")[1].startswith("0 files")
+    assert run("purge", "--clock-is-right")[1].startswith("0 files")
+
+
+def test_purge_asks_whether_the_clock_is_right_where_the_trail_ends_long_ago(aged, run):
+    code, out, err = run("purge")
+
+    assert (code, out) == (1, "") and "--clock-is-right" in err
+    assert "days before or after" in err
 
 
 def test_purge_for_programs_is_one_document(aged, run):
-    told = json.loads(run("purge", "--dry-run", "--json")[1])
+    told = json.loads(run("purge", "--clock-is-right", "--dry-run", "--json")[1])
 
     assert (told["dry_run"], told["files"]) == (True, 2 * len(aged.paths))
     assert {lot["kind"] for lot in told["lots"]} == {"originals", "derived"}
@@ -393,7 +400,7 @@ def test_purge_for_programs_is_one_document(aged, run):
 def test_purge_refuses_while_retention_is_off(aged, run, monkeypatch):
     monkeypatch.setenv("DICOM_NODE__RETENTION__ENABLED", "false")
 
-    code, out, err = run("purge")
+    code, out, err = run("purge", "--clock-is-right")
 
     assert (code, out) == (1, "")
     assert "retention is off" in err
@@ -402,7 +409,7 @@ def test_purge_refuses_while_retention_is_off(aged, run, monkeypatch):
 def test_verify_knows_deleted_from_missing(aged, run):
     originals = [row.path for row in aged.store.series.all_instances()]
     content = originals[0].read_bytes()
-    run("purge")
+    run("purge", "--clock-is-right")
 
     code, out, err = run("verify")
     assert (code, err) == (0, "")
@@ -418,7 +425,7 @@ def test_verify_knows_deleted_from_missing(aged, run):
 
 
 def test_a_job_without_files_says_so_until_its_series_is_submitted_again(aged, run):
-    run("purge")
+    run("purge", "--clock-is-right")
     code, _, err = run("requeue", aged.job.id)
     assert code == 1
     assert f"{len(aged.paths)} of its {len(aged.paths)} received images were deleted" in err

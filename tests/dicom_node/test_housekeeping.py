@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dicom_node import housekeeping, telemetry
-from dicom_node.housekeeping import PERIODIC, ClockGuard, Failures, Task, run_guarded
+from dicom_node.housekeeping import PERIODIC, ClockGuard, Failures, Rhythm, Task, run_guarded
 from dicom_node.states import JobState
 from dicom_node.worker import Worker, attempts_dir
 from tests.dicom_node.aged import LONG, aged_node
@@ -192,6 +192,15 @@ def test_a_clock_that_is_set_restarts_what_waits(tmp_path, wall_s, monotonic_s, 
     assert [row.fields["seconds"] for row in rows if row.event == "clock.set"] == noticed
     assert len(woken) == len(noticed)
     node.store.close()
+
+
+@pytest.mark.parametrize("away", [timedelta(days=3650), timedelta(seconds=90)])
+def test_runs_that_a_clock_has_leapt_over_are_not_counted(away):
+    trigger, now = Rhythm(seconds=30, timezone="UTC"), datetime.now(UTC)
+
+    assert trigger.get_next_fire_time(now - away, now) == now + timedelta(seconds=30)
+    late = now - timedelta(seconds=40)
+    assert trigger.get_next_fire_time(late, now) == late + timedelta(seconds=30)
 
 
 def test_a_clock_is_not_judged_by_a_look_that_was_interrupted(node):

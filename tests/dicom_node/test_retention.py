@@ -331,6 +331,28 @@ def test_a_start_far_from_the_end_of_the_trail_makes_the_clock_doubtful(node, la
     assert retention.is_clock_doubtful(node.store, NOW + later) == noted
 
 
+def test_what_a_command_wrote_before_the_start_hides_no_step_of_the_clock(node):
+    node.delivered()
+    for minutes in (30, 20):
+        node.store.audit.record("token.added", LATER - timedelta(minutes=minutes))
+
+    service.note_clock(node.store, LATER)
+
+    assert "clock.set" in node.events()
+    assert not list(node.purge())
+
+
+def test_other_rows_push_no_step_of_the_clock_out_of_sight(node):
+    node.delivered()
+    node.store.audit.record("clock.set", LATER - timedelta(hours=1), seconds=1e8)
+    with node.store.database.transaction() as work:
+        for _ in range(10_001):
+            work.record("instance.conflict", LATER)
+
+    assert retention.is_clock_doubtful(node.store, LATER)
+    assert not list(node.purge())
+
+
 def decided(node):
     """Return the decisions about everything that may go, none of them carried out."""
     limits = retention.limits_of(node.settings, LATER)

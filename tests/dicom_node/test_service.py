@@ -1,5 +1,6 @@
 """The service as processes: start, refuse, keep workers alive, drain, die."""
 
+import errno
 import json
 import os
 import signal
@@ -215,6 +216,19 @@ def test_a_worker_that_always_dies_is_started_ever_more_rarely(tmp_path):
         delays.append(seat.not_before - now)
 
     assert delays == pytest.approx([*BACKOFF_S, BACKOFF_S[-1], BACKOFF_S[-1]])
+
+
+def test_a_worker_that_cannot_be_started_does_not_end_the_service(tmp_path, monkeypatch):
+    def refuse(settings):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("dicom_node.service.start_worker", refuse)
+    pool = WorkerPool(make_settings({"node": {"state_dir": str(tmp_path)}}), 1)
+
+    assert pool.tend() is False and pool.alive() == 0
+    [seat] = pool._seats
+    assert seat.failures == 1 and seat.not_before > time.monotonic() + 0.5 * BACKOFF_S[0]
+    assert pool.tend() is False and seat.failures == 1  # not before its time
 
 
 def test_settings_reach_a_worker_unchanged(tmp_path):
