@@ -173,6 +173,8 @@ def estimate_noise_sigma(
     if background is not None:
         return NoiseEstimate(sigma=background, method="rician-background")
     steps = tuple(slice(None, None, max(1, round(factor))) for factor in oversampling)
+    if not mask[steps].any():  # what is left of a few thick slices may miss the head
+        steps = (slice(None),) * array.ndim
     return NoiseEstimate(sigma=_high_pass(array[steps], mask[steps]), method="high-pass")
 
 

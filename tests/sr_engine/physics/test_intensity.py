@@ -131,6 +131,16 @@ def test_air_and_tissue_give_the_same_sigma():
     assert rician_sigma(1.0, 0.0) == 0.0
 
 
+def test_thick_slices_that_miss_the_head_when_thinned_are_measured_whole():
+    x, truth = head((21, 40, 40))
+    x, truth = x[1:], truth[1:].copy()  # the first and the only other slice of every 20th ...
+    truth[0] = False  # ... hold no head
+
+    told = estimate_noise_sigma(np.where(truth, x, 0), truth, oversampling=(20, 1, 1))
+
+    assert told == estimate_noise_sigma(np.where(truth, x, 0), truth)
+
+
 @pytest.mark.parametrize("offset", [-100, -1100])
 def test_an_image_with_an_offset_is_no_magnitude(offset):
     x, _ = head()
