@@ -34,7 +34,12 @@ from sr_engine.physics.forward_model import (
     choose_profiles,
 )
 from sr_engine.physics.gradient_nonlinearity import GradientMap, displacement_map
-from sr_engine.physics.intensity import estimate_noise_sigma, head_mask, normalise
+from sr_engine.physics.intensity import (
+    estimate_noise_sigma,
+    head_mask,
+    normalise,
+    refuse_negative,
+)
 from sr_engine.physics.noise_reduction import reduce_noise
 from sr_engine.physics.resample import Grid, interpolate, target_grid
 from sr_engine.physics.small_structures import keep_small_structures
@@ -135,7 +140,7 @@ def enhance_volume(
     Parameters
     ----------
     volume
-        float32, any non-negative unit.
+        float32, any non-negative unit; slightly negative where an interpolation has rung.
     like
         Target grid; default: `recipe.spacing_mm`, finer where the acquisition was finer.
     predict
@@ -146,12 +151,13 @@ def enhance_volume(
     Raises
     ------
     InputRefused
-        If the volume holds no head, or its values are no numbers.
+        If the volume holds no head, or its values are no numbers or clearly negative.
     GeometryError
         If the axes of `like` are not parallel to the volume's.
     """
     stages = stages or Stages()
     with stages.stage("normalise"):
+        refuse_negative(volume.array, "the volume")
         mask = head_mask(volume.array)
         normal, scale = normalise(volume.array, mask)
         noise = estimate_noise_sigma(normal, mask, oversampling=_oversampling(volume, acquired))
@@ -267,6 +273,7 @@ def enhance(
     progress("read", 0.0)
     with stages.stage("read"):
         source = read_series(paths)
+        refuse_negative(source.volume.array, f"series {source.series_uid}")
     result = enhance_volume(
         source.volume,
         acquired_of_series(source),

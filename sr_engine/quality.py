@@ -19,6 +19,7 @@ SMALL_LESION_MM = 5.0  # full width of the window in which the residual is avera
 FWHM = math.sqrt(8 * math.log(2))
 RIM_FROM = 8  # voxels: a shorter axis has no rim to spare
 DARK = 0.1  # normalised intensity below which an output of 0 is no loss
+CORNER_SLICES = 16  # measured tissue does not have one value in so many slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class QualityLimits:
         Share of the head at or below 0, or brighter than anything measured by half.
     coverage
         Least share of the head in which the output still shows at least half the measured signal.
+    bright_corners
+        Corners of the measured slices, of four, that may hold one bright value from the first
+        slice to the last.
     """
 
     residual_over_noise: float = 1.5
@@ -52,6 +56,7 @@ class QualityLimits:
     spread_p99: float = 0.15
     clipped: float = 0.005
     coverage: float = 0.98
+    bright_corners: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,7 @@ def judge(
         measured, predicted_low, measured_mask, measured_spacing_mm, noise_sigma, limits
     )
     figures |= _content(output, upsampled, spread, mask)
+    figures["bright_corners"] = float(_bright_corners(measured))
     findings = tuple(_findings(figures, limits))
     return QualityReport(passed=not findings, findings=findings, figures=figures)
 
@@ -180,6 +186,18 @@ def _content(
     }
 
 
+def _bright_corners(measured: np.ndarray) -> int:
+    """Return how many corners of the slices look padded: one bright value in all slices.
+
+    Not how much of the volume is head: a tight crop of a brain fills it as well. But what was
+    measured has noise; padding has none, and only a bright one is taken for the head.
+    """
+    corners = np.asarray(measured)[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # (slices, 4)
+    if len(corners) < CORNER_SLICES:
+        return 0
+    return int(np.count_nonzero((np.ptp(corners, axis=0) == 0) & (corners[0] > DARK)))
+
+
 def _findings(figures: dict[str, float], limits: QualityLimits) -> list[str]:
     findings = []
     if figures["residual_over_noise"] > limits.residual_over_noise:
@@ -210,5 +228,11 @@ def _findings(figures: dict[str, float], limits: QualityLimits) -> list[str]:
         findings.append(
             f"Only {figures['coverage']:.1%} of the head shows in the result "
             f"(at least {limits.coverage:.0%} is expected)."
+        )
+    if figures["bright_corners"] > limits.bright_corners:
+        findings.append(
+            f"{figures['bright_corners']:.0f} of the four corners of the measured slices hold one "
+            "bright value throughout: it looks like padding that the header does not declare, and "
+            "was taken for the head."
         )
     return findings

@@ -253,6 +253,14 @@ FAULTS: dict[str, Fault] = {
         _one(_set(ImagePositionPatient=[0, 0])), HeaderError, "has 2 values instead of 3"
     ),
     "pixel spacing zero": Fault(_every(_set(PixelSpacing=[0, 0])), HeaderError, "not positive"),
+    "pixel spacing in micrometres": Fault(
+        _every(_set(PixelSpacing=[937.5, 937.5])),
+        UnsupportedInput,
+        r"field of view of 2\.25.* is 37500 x 33750 mm",
+    ),
+    "pixel spacing in metres": Fault(
+        _every(_set(PixelSpacing=[0.001, 0.001])), UnsupportedInput, "field of view of 2.25"
+    ),
     "rescale slope zero": Fault(_one(_set(RescaleSlope=0)), HeaderError, "RescaleSlope .* is 0"),
     "zero rows": Fault(_one(_set(Rows=0)), HeaderError, "Rows of .* is 0"),
     "text for a number": Fault(

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
-from sr_engine.dicom.headers import numbers
+from sr_engine.dicom.headers import numbers, text
 
 MAX_STORED = 65535
 MAX_12_BIT = 4095
 GOOD_PEAK = 256  # fewer steps than this would show as banding: a gain is chosen
 TARGET_PEAK = 20_000  # the gain's aim; leaves room below 65535
+# A result is about as contrasty as its source: a slope beyond these is a percentile gone astray.
+SLOPES = (0.5, 2.0)
+# VOILUTFunction: as good as LINEAR is LINEAR_EXACT, half a grey value apart (PS3.3 C.11.2.1.3).
+LINEAR = ("", "LINEAR", "LINEAR_EXACT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,9 @@ def window(
     """Return centre and width, in scanner units, that show `derived` like `source`.
 
     The source's window (its median over the slices) is carried over by the straight line that
-    maps the 50th and 95th percentile of the head in `source` to those in `derived`. A source
-    without a usable window gets the 1st to 99th percentile of the derived volume.
+    maps the 50th and 95th percentile of the head in `source` to those in `derived`, as it stands
+    where that line is steeper than 2 or flatter than 0.5. A source without a usable window gets
+    the 1st to 99th percentile of the derived volume.
     """
     stated = source_window(headers)
     if stated is None:
@@ -66,17 +71,22 @@ def window(
     centre, width = stated
     dark, bright = np.percentile(_bright_part(source), (50, 95))
     dark_derived, bright_derived = np.percentile(_bright_part(derived), (50, 95))
-    slope = (bright_derived - dark_derived) / (bright - dark) if bright > dark else 1.0
-    slope = slope if slope > 0 else 1.0
+    slope = (bright_derived - dark_derived) / (bright - dark) if bright > dark else 0.0
+    if not SLOPES[0] <= slope <= SLOPES[1]:
+        return centre, width
     return float(dark_derived + (centre - dark) * slope), float(width * slope)
 
 
 def source_window(headers: Sequence[Dataset]) -> tuple[float, float] | None:
-    """Return the median centre and width of the source's windows, None without usable ones."""
+    """Return the median centre and width of the source's windows, None without usable ones.
+
+    A window of a sigmoid is none: shown as a straight line it would be another image.
+    """
     found = []
     for header in headers:
         centres, widths = numbers(header, "WindowCenter"), numbers(header, "WindowWidth")
-        if centres and widths and widths[0] > 0:
+        linear = text(header, "VOILUTFunction").upper() in LINEAR
+        if linear and centres and widths and widths[0] > 0:
             found.append((centres[0], widths[0]))
     if not found:
         return None
@@ -85,8 +95,12 @@ def source_window(headers: Sequence[Dataset]) -> tuple[float, float] | None:
 
 
 def _bright_part(array: np.ndarray) -> np.ndarray:
-    """Return the voxels above the mean: the head without its background, cheaply."""
-    bright = array[array > array.mean()]
+    """Return the voxels above the mean: the head without its background, cheaply.
+
+    What is negative counts as 0, or it would pull the mean below the air. The zeros do count: the
+    mean of the positive alone would jump where a result rings a little in air that was set to 0.
+    """
+    bright = array[array > np.maximum(array, 0).mean()]
     return bright if bright.size else array.ravel()
 
 

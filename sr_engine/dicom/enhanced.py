@@ -117,6 +117,7 @@ TABLE = (
     Row("FrameAnatomySequence", "FrameLaterality", "Laterality", _side),
     Row("FrameVOILUTSequence", "WindowCenter", "WindowCenter"),
     Row("FrameVOILUTSequence", "WindowWidth", "WindowWidth"),
+    Row("FrameVOILUTSequence", "VOILUTFunction", "VOILUTFunction"),
     Row("PixelValueTransformationSequence", "RescaleSlope", "RescaleSlope"),
     Row("PixelValueTransformationSequence", "RescaleIntercept", "RescaleIntercept"),
     Row("MRAveragesSequence", "NumberOfAverages", "NumberOfAverages"),

@@ -25,6 +25,8 @@ ORIENTATION_JITTER = 3e-4
 # the slice distance is rounding, whatever the tolerance.
 ROUNDING = 0.02
 SAME_POSITION_MM = 1e-3
+# No bore and no coil makes a field of view beyond these: the spacing is in another unit.
+FIELD_OF_VIEW_MM = (20.0, 1000.0)
 # The attributes without which a slice has no place, with their number of values.
 PLANE = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
 
@@ -48,12 +50,13 @@ def stack_of(headers: Sequence[Dataset], *, tolerance_mm: float) -> Stack:
     GeometryError
         If the planes are not parallel, congruent and evenly spaced within `tolerance_mm`.
     UnsupportedInput
-        If the slices are several volumes.
+        If the slices are several volumes, or their field of view cannot be true.
     """
     pixel_spacing = [required(header, "PixelSpacing", 2) for header in headers]
     positions = np.array([required(header, "ImagePositionPatient", 3) for header in headers])
     row, column = _directions(headers)
     _refuse_unequal_planes(headers, pixel_spacing)
+    _refuse_impossible_size(headers[0], pixel_spacing[0])
     normal = np.cross(row, column)
     distances = positions @ normal
     order = np.argsort(distances, kind="stable")
@@ -124,6 +127,17 @@ def _refuse_unequal_planes(headers: Sequence[Dataset], spacing: list[list[float]
             raise GeometryError(
                 f"the slices have more than one FrameOfReferenceUID ({sop_uid(header)})"
             )
+
+
+def _refuse_impossible_size(header: Dataset, spacing_mm: Sequence[float]) -> None:
+    """Refuse a plane that fits no scanner, before a grid of that size is asked for."""
+    extents_mm = [header.Rows * spacing_mm[0], header.Columns * spacing_mm[1]]
+    least_mm, most_mm = FIELD_OF_VIEW_MM
+    if min(extents_mm) < least_mm or max(extents_mm) > most_mm:
+        raise UnsupportedInput(
+            f"the field of view of {sop_uid(header)} is {extents_mm[0]:g} x {extents_mm[1]:g} mm "
+            f"(PixelSpacing {spacing_mm}), which is not between {least_mm:g} and {most_mm:g} mm"
+        )
 
 
 def _refuse_shared_positions(

@@ -1,6 +1,8 @@
 """Pixel data to scanner units: decode, mask, sign, rescale."""
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -9,7 +11,7 @@ from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JP
 
 from sr_engine.dicom.headers import number, sop_uid, text
 from sr_engine.dicom.proportion import refuse_too_many_pixels
-from sr_engine.errors import HeaderError, PixelDecodeError
+from sr_engine.errors import HeaderError, PixelDecodeError, UnsupportedInput
 
 # Transfer syntaxes that may lose information, with the method's term (PS3.3 C.7.6.1.1.5).
 LOSSY = {
@@ -39,11 +41,21 @@ UNDECODABLE = (
 )
 
 
-def decode(dataset: Dataset) -> np.ndarray:
-    """Return the stored values, ((frames,) rows, columns), int32, before any rescale.
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Stored values, ((frames,) rows, columns), int32, and which of them are padding, bool."""
+
+    values: np.ndarray
+    padded: np.ndarray
+
+
+def decode(dataset: Dataset) -> Stored:
+    """Return the stored values before any rescale, and which of them are declared padding.
 
     Raises
     ------
+    HeaderError
+        If the padding is declared by something that is no number.
     PixelDecodeError
         If pixel data are missing, cut short or not decodable.
     """
@@ -52,11 +64,48 @@ def decode(dataset: Dataset) -> np.ndarray:
         raise PixelDecodeError(f"instance {uid} has no pixel data")
     rows, columns = number(dataset, "Rows") or 0, number(dataset, "Columns") or 0
     refuse_too_many_pixels(rows, columns, number(dataset, "NumberOfFrames") or 1, uid)
+    padding = padding_range(dataset)
     try:
-        return _significant_bits(pixel_array(dataset).astype(np.int32), dataset)
+        values = _significant_bits(pixel_array(dataset).astype(np.int32), dataset)
     except UNDECODABLE as error:
         reason = str(error).split("\n")[0]
         raise PixelDecodeError(f"pixel data of {uid} cannot be decoded: {reason}") from None
+    return Stored(values=values, padded=_within(values, padding))
+
+
+def padding_range(dataset: Dataset) -> tuple[int, int] | None:
+    """Return the least and the greatest stored value that is padding, None where none is declared.
+
+    Raises
+    ------
+    HeaderError
+        If one of the two attributes is no number.
+
+    Source: PS3.3 C.7.5.1.1.2.
+    """
+    ends = [number(dataset, "PixelPaddingValue"), number(dataset, "PixelPaddingRangeLimit")]
+    if ends[0] is None:  # a limit without the value that it belongs to says nothing
+        return None
+    known = [_with_sign_of_pixels(end, dataset) for end in ends if end is not None]
+    return min(known), max(known)
+
+
+def _with_sign_of_pixels(value: float, dataset: Dataset) -> int:
+    """Return `value` in the pixels' representation: its own VR is often written wrong."""
+    signed = number(dataset, "PixelRepresentation") == 1
+    bits = int(number(dataset, "BitsAllocated") or 16)
+    if signed and value >= 1 << (bits - 1):
+        return int(value) - (1 << bits)
+    if not signed and value < 0:
+        return int(value) + (1 << bits)
+    return int(value)
+
+
+def _within(values: np.ndarray, limits: tuple[int, int] | None) -> np.ndarray:
+    """Return which of `values` lie in `limits`, both ends included."""
+    if limits is None:
+        return np.zeros(values.shape, bool)
+    return (values >= limits[0]) & (values <= limits[1])
 
 
 def _significant_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -87,6 +136,38 @@ def rescaled(stored: np.ndarray, header: Dataset) -> np.ndarray:
         raise HeaderError(f"RescaleSlope of {sop_uid(header)} is 0")
     slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
     return (stored * slope + intercept).astype(np.float32)
+
+
+def without_padding(
+    array: np.ndarray, padded: np.ndarray, headers: Sequence[Dataset]
+) -> np.ndarray:
+    """Return `array` with its padding as dark as the darkest intensity that was measured.
+
+    Padding that lies between 0 and that intensity stays: exact zeros around a stripped brain mean
+    something to whoever looks for the head.
+
+    Parameters
+    ----------
+    array, padded : (slices, rows, columns)
+        Scanner units, and which of them are declared padding.
+    headers
+        One per slice.
+
+    Raises
+    ------
+    UnsupportedInput
+        If an image is nothing but padding; one that is black all over may be empty air.
+    """
+    if not padded.any():
+        return array
+    for plane, where, header in zip(array, padded, headers, strict=True):
+        if where.all() and plane.any():
+            raise UnsupportedInput(
+                f"image {sop_uid(header)} is nothing but padding "
+                f"(PixelPaddingValue {text(header, 'PixelPaddingValue')})"
+            )
+    darkest = array.min(where=~padded, initial=np.inf)
+    return np.where(padded, np.clip(array, min(0, darkest), darkest), array)
 
 
 def note_lossy_compression(dataset: Dataset) -> None:

@@ -90,8 +90,12 @@ def read_series(paths: Iterable, *, tolerance_mm: float = 0.01) -> SourceSeries:
         _refuse_unfit_frame(header)
     stack = geometry.stack_of(headers, tolerance_mm=tolerance_mm)
     ordered = [headers[index] for index in stack.order]
-    array = np.stack([pixels.rescaled(frames[n][1], headers[n]) for n in stack.order])
-    return _source(ordered, array, stack, multiframe=_is_enhanced(datasets[0]))
+    return _source(
+        ordered,
+        _intensities([frames[n] for n in stack.order]),
+        stack,
+        multiframe=_is_enhanced(datasets[0]),
+    )
 
 
 def _meant(files: Sequence[Dataset]) -> dict[int, dict[int, Dataset]]:
@@ -153,7 +157,15 @@ def _is_enhanced(dataset: Dataset) -> bool:
     return text(dataset, "SOPClassUID") == EnhancedMRImageStorage
 
 
-def _frames(dataset: Dataset, headers: dict[int, Dataset]) -> list[tuple[Dataset, np.ndarray]]:
+def _intensities(frames: Sequence[tuple[Dataset, pixels.Stored]]) -> np.ndarray:
+    """Return the volume of ordered slices in scanner units, without what is declared padding."""
+    headers = [header for header, _ in frames]
+    array = np.stack([pixels.rescaled(stored.values, header) for header, stored in frames])
+    padded = np.stack([stored.padded for _, stored in frames])
+    return pixels.without_padding(array, padded, headers)
+
+
+def _frames(dataset: Dataset, headers: dict[int, Dataset]) -> list[tuple[Dataset, pixels.Stored]]:
     """Return header and stored values of those slices of one file that are meant."""
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored"):
         if required(dataset, keyword, 1)[0] < 1:
@@ -161,14 +173,18 @@ def _frames(dataset: Dataset, headers: dict[int, Dataset]) -> list[tuple[Dataset
     with refusing_damage(dataset):
         count = len(enhanced.frame_groups(dataset)) if _is_enhanced(dataset) else 1
     stored = pixels.decode(dataset)
-    stored = stored.reshape(count, *stored.shape[-2:])
+    shape = (count, *stored.values.shape[-2:])
+    values, padded = stored.values.reshape(shape), stored.padded.reshape(shape)
     pixels.note_lossy_compression(dataset)
     for header in headers.values():
         for keyword in pixels.LOSSY_KEYWORDS:
             if keyword in dataset:
                 header[keyword] = dataset[keyword]
     del dataset.PixelData
-    return [(header, stored[number]) for number, header in headers.items()]
+    return [
+        (header, pixels.Stored(values=values[number], padded=padded[number]))
+        for number, header in headers.items()
+    ]
 
 
 def _refuse_unfit_frame(header: Dataset) -> None:

@@ -125,6 +125,43 @@ def test_what_wraps_at_the_rim_of_the_field_of_view_is_no_lesion(scene):
     assert not any("5 mm" in finding for finding in report.findings)
 
 
+def padded(scene, value: np.ndarray | float, corners: tuple[int, ...]) -> QualityReport:
+    """Return the verdict on a perfect result of a source with `value` in some of its corners."""
+    low = scene.low.copy()
+    for number in corners:
+        i, j = divmod(number, 2)
+        low[:, -i, -j] = value  # 0 or -1: first or last
+    return judge(
+        measured=low,
+        predicted_low=low,
+        measured_mask=low > 0.2,
+        measured_spacing_mm=scene.low_mm,
+        noise_sigma=scene.sigma,
+        output=scene.output,
+        upsampled=scene.upsampled,
+        spread=np.zeros(SHAPE, np.float32),
+        mask=scene.mask,
+    )
+
+
+@pytest.mark.parametrize("corners", [(0, 3), (1, 2), (0, 1, 2, 3)])
+def test_padding_that_nobody_declared_is_held(scene, corners):
+    report = padded(scene, 1.0, corners)
+
+    assert len(report.findings) == 1
+    assert f"{len(corners)} of the four corners" in report.findings[0]
+
+
+def test_a_tight_crop_of_tissue_is_not_held(scene):
+    noise = np.random.default_rng(3).standard_normal(len(scene.low))
+
+    assert padded(scene, 1 + scene.sigma * noise, (0, 1, 2, 3)).passed
+
+
+def test_air_that_was_set_to_zero_is_not_held(scene):
+    assert padded(scene, 0.0, (0, 1, 2, 3)).passed
+
+
 def test_axes_that_disagree_are_held(scene):
     report = scene.judged(scene.output, spread=0.3)
 

@@ -35,6 +35,7 @@ P04 = {
     ("FrameAnatomySequence", "FrameLaterality", "Laterality"): None,
     ("FrameVOILUTSequence", "WindowCenter", "WindowCenter"): 515,
     ("FrameVOILUTSequence", "WindowWidth", "WindowWidth"): 1039,
+    ("FrameVOILUTSequence", "VOILUTFunction", "VOILUTFunction"): None,
     ("PixelValueTransformationSequence", "RescaleSlope", "RescaleSlope"): 1,
     ("PixelValueTransformationSequence", "RescaleIntercept", "RescaleIntercept"): 0,
     ("MRAveragesSequence", "NumberOfAverages", "NumberOfAverages"): 1,

@@ -11,6 +11,7 @@ from sr_engine.physics.intensity import (
     estimate_noise_sigma,
     head_mask,
     normalise,
+    refuse_negative,
     rician_sigma,
 )
 
@@ -128,3 +129,40 @@ def test_air_and_tissue_give_the_same_sigma():
         samples = np.hypot(signal + rng.standard_normal(200_000), rng.standard_normal(200_000))
         assert rician_sigma(samples.mean(), samples.std()) == pytest.approx(1, rel=0.02)
     assert rician_sigma(1.0, 0.0) == 0.0
+
+
+def test_thick_slices_that_miss_the_head_when_thinned_are_measured_whole():
+    x, truth = head((21, 40, 40))
+    x, truth = x[1:], truth[1:].copy()  # the first and the only other slice of every 20th ...
+    truth[0] = False  # ... hold no head
+
+    told = estimate_noise_sigma(np.where(truth, x, 0), truth, oversampling=(20, 1, 1))
+
+    assert told == estimate_noise_sigma(np.where(truth, x, 0), truth)
+
+
+@pytest.mark.parametrize("offset", [-100, -1100])
+def test_an_image_with_an_offset_is_no_magnitude(offset):
+    x, _ = head()
+
+    with pytest.raises(UnsupportedInput, match=r"series 1\.2 is no magnitude image: .* -"):
+        refuse_negative(1000 * x + offset - 1, "series 1.2")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tissue_below_zero_is_no_magnitude(sign):
+    x, truth = head()
+
+    with pytest.raises(UnsupportedInput, match="no magnitude"):
+        refuse_negative(np.where(truth, -100.0, 40 * sign), "the volume")
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_the_ringing_of_an_interpolation_is_taken(stripped):
+    x, truth = head((24, 96, 96))
+    x = np.where(truth, 0.7, 0) if stripped else x
+
+    rung = ndimage.rotate(x, 7, axes=(1, 2), order=3, reshape=False)
+
+    assert rung.min() < 0
+    refuse_negative(rung, "the volume")

@@ -5,7 +5,7 @@ import pytest
 from highdicom import Volume
 from scipy import ndimage
 
-from sr_engine.errors import GeometryError
+from sr_engine.errors import GeometryError, UnsupportedInput
 from sr_engine.physics.resample import grid_like, interpolate, target_grid
 
 
@@ -100,6 +100,14 @@ def test_target_grid_covers_the_field_of_view_and_loses_nothing(
     assert np.allclose(grid.affine @ corner, source.affine @ corner)
     over_mm = np.array(grid.shape) * grid.spacing_mm - np.array(source.shape) * spacing_mm
     assert (over_mm > -1e-4).all() and (over_mm < grid.spacing_mm).all()
+
+
+def test_a_grid_that_no_memory_holds_is_refused():
+    micrometres = (1.5, 937.5, 937.5)
+    source = volume_of(np.zeros((11, 30, 41)), oblique(micrometres))
+
+    with pytest.raises(UnsupportedInput, match=r"937\.5 mm ask for .* x 40179 x 54911 voxels"):
+        target_grid(source, spacing_mm=0.7, acquired_voxel_mm=micrometres)
 
 
 def test_an_axis_that_is_fine_enough_is_copied():
