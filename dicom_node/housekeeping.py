@@ -25,6 +25,8 @@ from dicom_node.worker import attempts_dir
 from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
 
+UNCLAIMED_DAYS = 30
+
 log = telemetry.get_logger()
 
 
@@ -170,6 +172,18 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
             log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
 
 
+def sweep_unclaimed(store: Store, settings: Settings, now: datetime) -> None:
+    """Delete images that lay at a start without a row, and that nobody has asked for since then."""
+    root = pixel_files.unclaimed_dir(settings.node.state_dir.resolve() / "in")
+    oldest = now.timestamp() - UNCLAIMED_DAYS * 86400
+    if not root.is_dir() or retention.is_clock_doubtful(store, now):
+        return
+    for folder in root.iterdir():
+        if newest_change(folder) < oldest:
+            shutil.rmtree(folder)
+            log.info("files.unclaimed_deleted", folder=folder.name)
+
+
 def newest_change(folder: Path) -> float:
     """Return when the folder or a file in it last changed, in seconds since the epoch."""
     times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
@@ -213,6 +227,7 @@ PERIODIC = (
     Task(name="memory", every_s=60, run=free_memory),
     Task(name="attempts", every_s=300, run=sweep_attempts),
     Task(name="retention", every_s=300, run=retain),
+    Task(name="unclaimed", every_s=3600, run=sweep_unclaimed),
     Task(name="certificates", every_s=3600, run=check_certificates),
 )
 

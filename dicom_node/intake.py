@@ -10,11 +10,15 @@ from dicom_node.content import split_file
 from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected, OutOfSpace
 from dicom_node.examination import Examined, Incoming, examine
-from dicom_node.pixel_files import PixelFiles, clear_folder
+from dicom_node.pixel_files import PixelFiles, clear_folder, unclaimed_dir
 from dicom_node.store import InstanceRow, NewInstance, Store
 from dicom_node.store.schema import storable
 
 SUCCESS = 0x0000
+UNCLAIMED = (
+    "no row knows these images: a crash came before their answer, or the database is an older one; "
+    "dicom-node submit takes them in, and after 30 days they are deleted"
+)
 SUBMITTED = "SUBMIT"  # the calling AE title of files that a person imports
 
 log = telemetry.get_logger()
@@ -64,13 +68,14 @@ def submit_file(path: Path, files: PixelFiles, store: Store, now: datetime) -> T
 
 
 def recover(files: PixelFiles, store: Store) -> list[Path]:
-    """Return what this removed: traces of instances that were never acknowledged.
+    """Return what is no longer there: what a crash has left of instances without their row.
 
     Call it at start: a crash leaves unfinished files, and finished ones whose row was not
-    committed, or says that retention has deleted them. A database that knows none of the files is
-    the wrong one: then they are left alone.
+    committed, or says that retention has deleted them. A whole file that no row knows is moved
+    aside and not deleted: in a database that was put back the row of an acknowledged image may be
+    missing. A database that knows none of the files is the wrong one: then they are left alone.
     """
-    removed = files.recover()
+    removed, aside = files.recover(), 0
     going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
     paths = files.paths()
     rows = store.series.places([path.stem for path in paths])  # of what is here, not of all time
@@ -84,9 +89,17 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
         with files.exclusive(path.stem):
             row = store.series.find_instance(path.stem)
             kept = row is not None and _is_at(path, row.path)
-            if row is None or not kept or row.removal_id not in (None, *going):
-                files.discard(path)  # nobody took it in meanwhile
-                removed.append(path)
+            if kept and row is not None and row.removal_id in (None, *going):
+                continue  # somebody took it in meanwhile
+            if row is None:
+                files.set_aside(path)
+                aside += 1
+            else:
+                files.discard(path)
+            removed.append(path)
+    if aside:
+        folder = str(unclaimed_dir(files.root))
+        log.warning("files.unclaimed", folder=folder, count=aside, reason=UNCLAIMED)
     return removed
 
 

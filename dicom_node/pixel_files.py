@@ -83,6 +83,11 @@ def keep(path: Path, content: bytes) -> Path:
     return path
 
 
+def unclaimed_dir(root: Path) -> Path:
+    """Return the folder beside `root` for files that lay there and that no row knew."""
+    return root.with_name("unclaimed")
+
+
 def clear_folder(folder: Path) -> None:
     """Make the removal of files from `folder` durable, and remove it if nothing is left in it."""
     with suppress(FileNotFoundError):
@@ -193,6 +198,16 @@ class PixelFiles:
     def discard(self, path: Path) -> None:
         """Remove a file that no row speaks of."""
         path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a whole file that no row knows out of the way; return where it lies now.
+
+        Who had the row may have acknowledged it: of a database that was put back, for one.
+        """
+        place = unclaimed_dir(self.root) / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+        return place
 
     def paths(self) -> list[Path]:
         """Return every finished instance file; what somebody else has put there is none."""

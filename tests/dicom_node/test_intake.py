@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,29 @@ def test_crash_between_file_and_row_leaves_nothing_behind(take, files, store):
 
     assert set(recover(files, store)) == {orphan, part}
     assert len(files.paths()) == 1
+
+
+def test_an_image_that_an_older_database_does_not_know_can_be_taken_in_again(
+    take, files, store, tmp_path
+):
+    take(encoded(make_instance(1)))
+    backup = open_store(f"sqlite:///{tmp_path / 'backup.db'}")
+    with (
+        sqlite3.connect(tmp_path / "node.db") as source,
+        sqlite3.connect(tmp_path / "backup.db") as copy,
+    ):
+        source.backup(copy)
+    take(encoded(make_instance(2)))  # acknowledged after the backup
+    [known, later] = files.paths()
+    content = later.read_bytes()
+
+    assert recover(files, backup) == [later]
+
+    aside = files.root.with_name("unclaimed") / later.parent.name / later.name
+    assert aside.read_bytes() == content and known.exists()
+    assert submit_file(aside, files, backup, NOW).outcome == "new"
+    assert later.exists()
+    backup.close()
 
 
 def test_a_file_that_is_not_ours_is_left_alone(take, files, store):
