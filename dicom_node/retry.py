@@ -39,6 +39,7 @@ class Fault(StrEnum):
     SERVER_ERROR = "server-error"
     NO_SECRET = "no-secret"
     UNCONFIRMED = "unconfirmed"
+    OLDER_VERSION = "older-version"  # of an original that was corrected since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,9 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     Fault.SERVER_ERROR: _row(_AGAIN, "the server has failed"),
     Fault.NO_SECRET: _row(_AGAIN, "our credentials for the server cannot be read"),
     Fault.UNCONFIRMED: _row(_AGAIN, "the server's answer does not name the instance"),
+    Fault.OLDER_VERSION: _row(
+        _NEVER, "the peer has the image as it was before its correction: correct it there"
+    ),
 }
 
 # A status range (first, last) of HTTP that is no answer about single instances -> the fault; the

@@ -29,7 +29,7 @@ from dicom_node.network.commitment import (
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
-from dicom_node.retry import Verdict, backoff_s, classify, describe
+from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.sending import SWITCH, may_look, may_send, warned
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
@@ -37,6 +37,7 @@ from dicom_node.together import Behind, Recent
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
 LOOKS = 5  # at what a DICOMweb server shows
+ALREADY_THERE = 0x0111  # status: duplicate SOP instance
 MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
 RECORD_S = 0.05  # statuses are gathered for so long
 WANTED_S = 0.05  # until the database is asked again whether an instance may go
@@ -192,13 +193,21 @@ class Sender:
             for each in task.instances
         ]
         with Behind(self._store.deliveries.record_all, MOST_AHEAD, RECORD_S) as records:
+            corrected = {each.derived_instance_id for each in task.instances if each.corrected}
+
+            def meant(outcome: scu.Outcome) -> scu.Outcome:
+                """Return the outcome; of a corrected original the peer has the older version."""
+                if outcome.fault == ALREADY_THERE and outcome.item.key in corrected:
+                    return replace(outcome, fault=Fault.OLDER_VERSION)
+                return outcome
 
             def note(outcome: scu.Outcome) -> None:
+                outcome = meant(outcome)
                 records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
                 self._log_outcome(task, peer, outcome)
 
             way = self._store_by_web if peer.is_web else self._store_by_dimse
-            return way(items, task, peer, note)
+            return [meant(outcome) for outcome in way(items, task, peer, note)]
 
     def _store_by_dimse(
         self,
@@ -254,12 +263,16 @@ class Sender:
         return instances_at(peer, title, sent.study_uid, sent.by_series, self._limits())
 
     def _without_present(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
-        """Return what is still to be sent: a lost answer or a crash may have left more there."""
+        """Return what is still to be sent: a lost answer or a crash may have left more there.
+
+        That a peer has an original which was corrected since says nothing: it may be the older one.
+        """
         try:
             there = self._there(task, peer)
         except AssociationFault as fault:  # it can only spare a resend
             log.warning("delivery.not_queried", destination=peer.name, reason=str(fault))
             return task
+        there -= {each.sop_uid for each in task.instances if each.corrected}
         present = [each.sop_uid for each in task.instances if each.sop_uid in there]
         self._store.deliveries.record_present(task.delivery_id, present, self._clock())
         missing = tuple(each for each in task.instances if each.sop_uid not in there)

@@ -35,6 +35,7 @@ class DeliveryInstance:
     path: Path
     sha256: str
     series_uid: str | None = None  # None: the task's
+    corrected: bool = False  # other patient or study data came under this UID before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +272,11 @@ def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> Delive
 
 def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstance, ...]:
     """Return what the delivery's destination has not confirmed."""
-    part, derived = schema.delivery_instance, schema.derived_instance
+    part, derived, original = schema.delivery_instance, schema.derived_instance, schema.instance
     query = (
-        sa.select(derived)
+        sa.select(derived, original.c.replaced)
         .join(part, part.c.derived_instance_id == derived.c.id)
+        .outerjoin(original, original.c.sop_uid == derived.c.sop_uid)  # where it is forwarded
         .where(part.c.delivery_id == delivery_id, part.c.sent_at.is_(None))
         .order_by(derived.c.id)
     )
@@ -286,6 +288,7 @@ def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstanc
             path=Path(row.path),
             sha256=row.sha256,
             series_uid=row.series_uid,
+            corrected=bool(row.replaced),
         )
         for row in connection.execute(query)
     )

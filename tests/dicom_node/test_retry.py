@@ -83,6 +83,7 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (Fault.SERVER_ERROR, AGAIN),
         (Fault.NO_SECRET, AGAIN),
         (Fault.UNCONFIRMED, AGAIN),
+        (Fault.OLDER_VERSION, NEVER),
     ],
 )
 def test_fault_has_its_verdict(fault, verdict):

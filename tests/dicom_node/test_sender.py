@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -456,6 +457,34 @@ def test_what_was_under_way_when_it_was_withdrawn_is_owed_a_note(store, tmp_path
     assert delivery(store, job_id)["attempts"] == 0
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("query", [True, False])
+def test_the_older_version_of_a_corrected_original_is_not_taken_for_it(
+    store, tmp_path, monkeypatch, corrected, query
+):
+    """An archive that knows the UID: by its answer, or because it shows it when it is queried."""
+    job_id = publish(store, tmp_path / "a", count=1)
+    due = store.deliveries.due
+
+    def forwarded(now, busy=()):
+        return [
+            replace(task, instances=tuple(replace(i, corrected=corrected) for i in task.instances))
+            for task in due(now, busy)
+        ]
+
+    monkeypatch.setattr(store.deliveries, "due", forwarded)
+    with pacs(lambda event: 0x0111) as peer:
+        sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
+        if query:
+            monkeypatch.setattr("dicom_node.sender.may_look", lambda task, peer: True)
+            there = {i.sop_uid for task in due(NOW) for i in task.instances}
+            monkeypatch.setattr(sender, "_there", lambda task, peer: there)
+        sender.run_once(NOW)
+
+    assert store.jobs.get(job_id).state == ("DEAD" if corrected else "DELIVERED")
+    assert ("before its correction" in delivery(store, job_id)["reason"]) == corrected
 
 
 def test_transfer_syntax_that_is_not_accepted_is_final(store, tmp_path):

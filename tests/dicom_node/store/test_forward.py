@@ -1,5 +1,7 @@
 """Forwarded originals: a delivery of what was received, in one transaction with the decision."""
 
+from dataclasses import replace
+
 import pytest
 
 from dicom_node.states import JobState
@@ -84,3 +86,17 @@ def test_requeue_of_a_forwarded_series_forwards_it_again(store, received, now, e
     send_all(store, now)
     assert store.jobs.get(again).reason == "The originals were sent to pacs."
     assert store.ledger().balanced
+
+
+def test_an_original_that_was_corrected_is_known_as_such(store, received, now, new_instance):
+    decide(store, received, now, 2)
+    send_all(store, now)
+    old = store.series.find_instance("1.2.3.2")
+    new = replace(new_instance(2), corrects=old.sha256, sha256="7" * 64, attributes_sha256="8" * 64)
+
+    again = store.series.record_instance(new, now)
+
+    assert again.outcome == "corrected" and again.job_id != received
+    assert decide(store, again.job_id, now, 2)
+    [task] = store.deliveries.due(now)
+    assert [one.corrected for one in task.instances] == [False, True]
