@@ -102,6 +102,7 @@ def series_template(
     dataset.Modality = "MR"
     dataset.ImageType = IMAGE_TYPE
     dataset.update(attributes.earliest_acquisition(source.headers))
+    attributes.add_contrast(dataset, source.headers)
     attributes.add_missing_type_2(dataset)
     dataset.ImageComments = f"AI super-resolution, not for diagnosis. Job {job.job_id}"
     _add_derivation(dataset, source, job.replaces)
