@@ -9,6 +9,7 @@ image has in `gate_multiframe`.
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from dicom_node import gate_geometry as geometry
 from dicom_node.gate_case import IDENTITY, TOLERANCE_MM, Case, Registry, differing, uid_of
@@ -18,6 +19,8 @@ from sr_engine.errors import InputRefused
 
 PERSON = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 AS_ACQUIRED = ("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "MRAcquisitionType")
+CODE = ("CodeValue", "LongCodeValue", "URNCodeValue", "CodingSchemeDesignator")
+NO_AGENT: tuple[str, tuple[tuple[str, ...], ...]] = ("", ())
 NO_PLACE_IN_ENHANCED = ("MRAcquisitionType",)  # forbidden there in what is not ORIGINAL
 DECIMAL_STRING = 1e-9  # what 16 characters keep of a float of an Enhanced source
 DERIVATION = (
@@ -222,6 +225,28 @@ def acquisition_parameters(case: Case) -> Iterator[str]:
             same = np.isclose(stated[:, None], known, rtol=DECIMAL_STRING, atol=0).any()
             if text(dataset, keyword) not in acquired and not same:
                 yield f"{keyword} of {uid_of(dataset)} is not as acquired"
+
+
+@RULES.rule
+def contrast_agent(case: Case) -> Iterator[str]:
+    acquired = {_agent(header) for header in case.source}
+    named = acquired - {NO_AGENT}
+    for dataset in case.derived:
+        stated = _agent(dataset)
+        if not named and stated != NO_AGENT:
+            yield f"{uid_of(dataset)} names a contrast agent, which the source does not"
+        # An agent that is only coded there may be named here, too.
+        elif named and not any(
+            codes == stated[1] and name in ("", stated[0]) for name, codes in named
+        ):
+            yield f"the contrast agent of {uid_of(dataset)} is not as acquired"
+
+
+def _agent(header: Dataset) -> tuple[str, tuple[tuple[str, ...], ...]]:
+    """Return the contrast agent by name and by codes."""
+    items = header.get("ContrastBolusAgentSequence") or ()
+    codes = tuple(tuple(text(item, keyword) for keyword in CODE) for item in items)
+    return text(header, "ContrastBolusAgent"), codes
 
 
 @RULES.rule

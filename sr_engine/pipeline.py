@@ -25,7 +25,7 @@ from sr_engine.dicom.writer import WrittenSeries
 from sr_engine.fusion import axis_weights, fuse
 from sr_engine.inference import MEMORY_MIB, NetworkInput, predict_triaxial
 from sr_engine.model.bundle import Bundle
-from sr_engine.physics.bias_field import estimate_bias_field
+from sr_engine.physics.bias_field import estimate_bias_field, without_field
 from sr_engine.physics.data_consistency import hold_to_data
 from sr_engine.physics.forward_model import (
     Acquisition,
@@ -166,7 +166,8 @@ def enhance_volume(
     )
     progress("bias field", 0.02)
     with stages.stage("bias field"):
-        bias = estimate_bias_field(volume, mask) if recipe.use_bias_field else None
+        wanted = recipe.use_bias_field or recipe.correct_bias
+        bias = estimate_bias_field(volume, mask) if wanted else None
     with stages.stage("gradient nonlinearity"):
         gradient = displacement_map(
             volume,
@@ -179,10 +180,11 @@ def enhance_volume(
     with stages.stage("interpolate"):
         normal_volume = volume.with_array(normal)
         upsampled = interpolate(normal_volume, grid).array
+        bias_log = None if bias is None else interpolate(volume.with_array(bias), grid).array
         given = NetworkInput(
             volume=upsampled,
             mask=interpolate(volume.with_array(mask.astype(np.float32)), grid).array > 0.5,
-            bias_log=None if bias is None else interpolate(volume.with_array(bias), grid).array,
+            bias_log=bias_log if recipe.use_bias_field else None,
             displacement_mm=_displacement_on(volume, gradient, grid, recipe),
             ratio=_ratio(acquired, grid),
             profile=_profile_names(acquired),
@@ -221,15 +223,17 @@ def enhance_volume(
             spread=fused.spread,
             mask=given.mask,
         )
+    # After the verdict: the measured data, which the result was held to, have the shading.
+    shading = bias_log if recipe.correct_bias else None
     result = Volume(
-        scale.back(mean),
+        scale.back(without_field(mean, shading)),
         grid.affine,
         coordinate_system="PATIENT",
         frame_of_reference_uid=volume.frame_of_reference_uid,
     )
     return Enhancement(
         volume=result,
-        spread=scale.back(fused.spread),
+        spread=scale.back(without_field(fused.spread, shading)),
         report=report,
         gradient=gradient,
         noise_method=noise.method,
@@ -337,12 +341,17 @@ def _provenance(
         generation=job.generation,
         job_id=str(job.job_id),
         created=job.created.isoformat(),
-        bias_field="guidance" if recipe.use_bias_field else "switched off",
+        bias_field=_use_of_bias_field(recipe),
         gradient_nonlinearity=f"{result.gradient.status}: {result.gradient.reason}",
         quality={k: round(float(v), 6) for k, v in result.report.figures.items()},
         incomplete_release=incomplete_release,
         source_sha256=source_digest(source),
     )
+
+
+def _use_of_bias_field(recipe: Recipe) -> str:
+    uses = {"guidance": recipe.use_bias_field, "applied": recipe.correct_bias}
+    return " and ".join(use for use, wanted in uses.items() if wanted) or "switched off"
 
 
 def source_digest(source: SourceSeries) -> str:

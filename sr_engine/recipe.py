@@ -36,8 +36,8 @@ class Recipe:
     consistency_weight: float = 1.0
     reduce_noise: bool = True  # noise left in calm tissue is made less
     keep_small_structures: bool = True  # small contrasts are not shown weaker than measured
-    correct_bias: bool = False  # divide the output by the field: contrast is no longer the input's
-    correct_distortion: bool = False  # warp the output: geometry is no longer the input's
+    correct_bias: bool = False  # divide the output by the field: shading is no longer the input's
+    correct_distortion: bool = False  # not built: true is refused, so that nobody relies on it
     triaxial: bool = True
     weighted_fusion: bool = True  # False: the plain mean over the axes
     synthetic_data: bool = True  # (0008,001C) SyntheticData YES on what we write
@@ -58,6 +58,8 @@ class Recipe:
             raise RecipeError(
                 f"consistency_weight must be between 0 and 10, not {self.consistency_weight}"
             )
+        if self.correct_distortion:
+            raise RecipeError("correct_distortion is not built: it must be false")
         if self.content_qualification not in QUALIFICATIONS:
             raise RecipeError(
                 f"content_qualification must be one of {', '.join(QUALIFICATIONS)}, "

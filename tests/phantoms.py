@@ -56,6 +56,43 @@ ORIENTATIONS: dict[str, np.ndarray] = {
 }
 
 
+# A scan after gadolinium, as a classic image says it.
+CONTRAST = {
+    "ContrastBolusAgent": "Gadobutrol",
+    "ContrastBolusRoute": "IV",
+    "ContrastBolusVolume": "7.5",
+    "ContrastBolusStartTime": "101500",
+    "ContrastBolusStopTime": "101505",
+    "ContrastBolusTotalDose": "7.5",
+    "ContrastFlowRate": "1.5",
+    "ContrastFlowDuration": "5",
+    "ContrastBolusIngredient": "GADOLINIUM",
+    "ContrastBolusIngredientConcentration": "1",
+}
+
+
+def coded(value: str, meaning: str, **values: Any) -> Dataset:
+    """Return an item of a code sequence, with more attributes if wanted."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
+    for keyword, more in values.items():
+        setattr(item, keyword, more)
+    return item
+
+
+# The agent of a classic image, and that of an Enhanced one with all that it must have there.
+GADOLINIUM = coded("418888003", "Gadobutrol")
+ENHANCED_GADOLINIUM = coded(
+    "418888003",
+    "Gadobutrol",
+    ContrastBolusAgentNumber=1,
+    ContrastBolusAdministrationRouteSequence=[coded("47625008", "Intravenous route")],
+    ContrastBolusIngredientCodeSequence=[coded("45314003", "Gadolinium")],
+    ContrastBolusVolume=7.5,
+    ContrastBolusIngredientConcentration=1.0,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phantom:
     """A written series and what must be found in it."""

@@ -12,7 +12,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-from sr_engine.dicom.headers import refusing_damage
+from sr_engine.dicom.headers import refusing_damage, text
 
 # Whole groups of patient and trial attributes.
 COPIED_GROUPS = (0x0010, 0x0012)
@@ -60,16 +60,25 @@ SERIES = (
     "RequestedProcedureCodeSequence",
     "RecognizableVisualFeatures",
 )
+# A reader of the result must know that an agent was given: enhancement is a finding.
+CONTRAST = (
+    "ContrastBolusAgent",
+    "ContrastBolusAgentSequence",
+    "ContrastBolusAdministrationRouteSequence",
+    "ContrastBolusRoute",
+    "ContrastBolusVolume",
+    "ContrastBolusStartTime",
+    "ContrastBolusStopTime",
+    "ContrastBolusTotalDose",
+    "ContrastFlowRate",
+    "ContrastFlowDuration",
+    "ContrastBolusIngredient",
+    "ContrastBolusIngredientConcentration",
+)
 # As acquired: nothing here describes what we made of it, MagneticFieldStrength least of all.
 ACQUISITION = (
     "AcquisitionNumber",
-    "ContrastBolusAgent",
-    "ContrastBolusAgentSequence",
-    "ContrastBolusRoute",
-    "ContrastBolusVolume",
-    "ContrastBolusTotalDose",
-    "ContrastBolusIngredient",
-    "ContrastBolusIngredientConcentration",
+    *CONTRAST,
     "ScanningSequence",
     "SequenceVariant",
     "ScanOptions",
@@ -134,6 +143,7 @@ EQUIPMENT = (
     "DeviceSerialNumber",
     "SoftwareVersions",
 )
+LO_LENGTH = 64
 STRING_VR = (
     *("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT"),
     *("PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"),
@@ -188,6 +198,53 @@ def add_laterality(dataset: Dataset) -> None:
     """Say that there is no side, where no body part says it (PS3.3 C.7.3.1, type 2C)."""
     if not dataset.get("BodyPartExamined") and "Laterality" not in dataset:
         dataset.Laterality = None
+
+
+def add_contrast(dataset: Dataset, headers: Sequence[Dataset]) -> None:
+    """Add the contrast agent of the first slice that names one; none where no slice does.
+
+    An agent that is only coded (Enhanced MR) is named in ContrastBolusAgent, too: that is where
+    readers of classic images look, and type 2 there (PS3.3 C.7.6.4).
+
+    Raises
+    ------
+    HeaderError
+        If a value or sequence cannot be read.
+    """
+    stating = next((header for header in headers if _names_contrast(header)), None)
+    if stating is None:
+        return
+    for keyword in CONTRAST:
+        if keyword in dataset:
+            del dataset[keyword]
+    copy_elements(stating, dataset, [Tag(name) for name in CONTRAST if name in stating])
+    if not text(dataset, "ContrastBolusAgent"):
+        with refusing_damage(stating):
+            meanings = [
+                text(item, "CodeMeaning")
+                for item in stating.ContrastBolusAgentSequence
+                if agent_was_given(headers, text(item, "ContrastBolusAgentNumber"))
+            ]
+        dataset.ContrastBolusAgent = ", ".join(filter(None, meanings))[:LO_LENGTH]
+
+
+def agent_was_given(headers: Sequence[Dataset], number: str) -> bool:
+    """Return False where all that frames of an Enhanced source say of agent `number` is NO.
+
+    An Enhanced image may list an agent that was injected after it was acquired.
+    """
+    said = {
+        text(item, "ContrastBolusAgentAdministered")
+        for header in headers
+        for item in header.get("ContrastBolusUsageSequence") or ()
+        if text(item, "ContrastBolusAgentNumber") == number
+    }
+    return said != {"NO"}
+
+
+def _names_contrast(header: Dataset) -> bool:
+    with refusing_damage(header):
+        return bool(text(header, "ContrastBolusAgent") or header.get("ContrastBolusAgentSequence"))
 
 
 def earliest_acquisition(headers: Sequence[Dataset]) -> Dataset:

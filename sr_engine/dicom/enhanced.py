@@ -146,6 +146,7 @@ TABLE = (
     Row("FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber"),
     Row("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier"),
 )
+USAGE = "ContrastBolusUsageSequence"
 NOT_COPIED = {
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
@@ -228,6 +229,9 @@ def _frame_header(root: Dataset, shared: Dataset, frame: Dataset, number: int) -
         classic = row.convert(value, group)
         if classic is not None:
             _put(header, row.keyword, classic)
+    usage = frame.get(USAGE) or shared.get(USAGE)
+    if usage:
+        _put(header, USAGE, list(usage))  # an item per agent: no row of the table could say it
     modifier = _group(shared, frame, "MRModifierSequence")
     _put(header, "ScanningSequence", scanning_sequence(root, modifier))
     _put(header, "SequenceVariant", sequence_variant(root, modifier))

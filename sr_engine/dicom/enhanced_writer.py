@@ -3,6 +3,7 @@
 Source: PS3.3 A.36 (Enhanced MR), C.8.13 (its modules), C.7.6.16 (functional groups).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -11,7 +12,7 @@ from pydicom.uid import EnhancedMRImageStorage
 from sr_engine.dicom import attributes, multiframe
 from sr_engine.dicom.headers import keep_encoding, text
 from sr_engine.dicom.kinds import ENHANCED, Kind
-from sr_engine.dicom.multiframe import item, move
+from sr_engine.dicom.multiframe import item, move, sct
 from sr_engine.dicom.template import reference, series_number
 from sr_engine.dicom.uids import derived_instance_uid
 from sr_engine.dicom.writer import Result, WrittenSeries, finish, frame_order
@@ -34,7 +35,9 @@ KEPT_AT_ROOT = (
     "InversionTime",
     "FlipAngle",
     "EchoTrainLength",
+    *attributes.CONTRAST,
 )
+UNKNOWN_ROUTE = ("261665006", "Unknown")
 GONE = ("Laterality", "SliceLocation", "AcquisitionDate", "AcquisitionTime")
 
 
@@ -79,6 +82,8 @@ def enhanced_image(result: Result, template: Dataset) -> Dataset:
     shared.FrameAnatomySequence = [multiframe.anatomy(root)]
     shared.DerivationImageSequence = [_derivation(root)]
     shared.update(_acquisition(root))
+    if "ContrastBolusAgentSequence" in root:
+        shared.ContrastBolusUsageSequence = _usage(root, result.source.headers)
     _describe(root, shared, result)
     order = frame_order(result)
     root.SharedFunctionalGroupsSequence = [shared]
@@ -108,11 +113,64 @@ def _acquisition(root: Dataset) -> Dataset:
     for keyword in KEPT_AT_ROOT:
         if keyword in root and not text(root, keyword):
             del root[keyword]
+    _complete_agents(root)
     if nucleus:
         root.ResonantNucleus = nucleus
     if moment:
         root.AcquisitionDateTime = moment
     return shared
+
+
+def _complete_agents(root: Dataset) -> None:
+    """Add what a coded agent must have here and need not have in a classic image.
+
+    Source: PS3.3 C.7.6.4b (Enhanced Contrast/Bolus).
+    """
+    routes = list(root.get("ContrastBolusAdministrationRouteSequence") or [])
+    if "ContrastBolusAdministrationRouteSequence" in root:
+        del root.ContrastBolusAdministrationRouteSequence  # it stands in the items, if anywhere
+    agents = list(root.get("ContrastBolusAgentSequence") or [])
+    if "ContrastBolusAgentSequence" in root:
+        del root.ContrastBolusAgentSequence
+    if agents:
+        root.ContrastBolusAgentSequence = [
+            _complete_agent(agent, number, routes) for number, agent in enumerate(agents, 1)
+        ]
+
+
+def _complete_agent(agent: Dataset, number: int, routes: list[Dataset]) -> Dataset:
+    """Return a copy of an item of ContrastBolusAgentSequence that has all it must have."""
+    made = Dataset()
+    keep_encoding(agent, made)
+    for tag in agent.keys():
+        made[tag] = agent.get_item(tag)
+    if not text(made, "ContrastBolusAgentNumber"):
+        made.ContrastBolusAgentNumber = number
+    if not made.get("ContrastBolusAdministrationRouteSequence"):
+        made.ContrastBolusAdministrationRouteSequence = routes or sct(UNKNOWN_ROUTE)
+    if "ContrastBolusIngredientCodeSequence" not in made:
+        made.ContrastBolusIngredientCodeSequence = []
+    attributes.add_missing_type_2(
+        made, ("ContrastBolusVolume", "ContrastBolusIngredientConcentration")
+    )
+    return made
+
+
+def _usage(root: Dataset, headers: Sequence[Dataset]) -> list[Dataset]:
+    """Return the functional group of the agents (PS3.3 C.7.6.16.2.12)."""
+    numbers = [agent.ContrastBolusAgentNumber for agent in root.ContrastBolusAgentSequence]
+    return [
+        item(
+            ContrastBolusAgentNumber=number,
+            ContrastBolusAgentAdministered=(
+                "YES" if attributes.agent_was_given(headers, str(number)) else "NO"
+            ),
+            # Whether the pixels show it nobody has looked.
+            ContrastBolusAgentDetected=None,
+            ContrastBolusAgentPhase=None,
+        )
+        for number in numbers
+    ]
 
 
 def _acquired_at(root: Dataset) -> str:

@@ -236,11 +236,11 @@ def _acquired_plane_mm(header: Dataset, spacing_i: float, spacing_j: float) -> t
     direction = text(header, "InPlanePhaseEncodingDirection")
     phase_along_rows = direction == "ROW" if direction else matrix[2] > 0
     extent_i, extent_j = header.Rows * spacing_i, header.Columns * spacing_j
-    frequency_mm = extent_i if phase_along_rows else extent_j
+    frequency_mm, shown_mm = (extent_i, extent_j) if phase_along_rows else (extent_j, extent_i)
     # The scanner may pad a narrow phase field of view to a square image: the fraction is of the
-    # frequency field of view, whatever the size of the image is.
-    percent = number(header, "PercentPhaseFieldOfView") or 100.0
-    phase_mm = frequency_mm * percent / 100.0
+    # frequency field of view, whatever the size of the image is. Unstated, it is what is shown.
+    percent = number(header, "PercentPhaseFieldOfView")
+    phase_mm = frequency_mm * percent / 100.0 if percent else shown_mm
     along_frequency, along_phase = frequency_mm / frequency, phase_mm / phase
     along = (along_frequency, along_phase) if phase_along_rows else (along_phase, along_frequency)
     return _credible(along[0], spacing_i), _credible(along[1], spacing_j)

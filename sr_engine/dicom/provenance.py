@@ -38,7 +38,7 @@ class Provenance:
     generation: int = 1
     job_id: str
     created: str  # ISO 8601 with offset
-    bias_field: str = ""  # "guidance", "applied" or why it is neither
+    bias_field: str = ""  # "guidance", "applied", both, or why it is neither
     gradient_nonlinearity: str = ""  # status and reason
     quality: Mapping[str, float] = field(default_factory=dict)
     incomplete_release: bool = False  # a person released a series held for completeness

@@ -102,6 +102,7 @@ def series_template(
     dataset.Modality = "MR"
     dataset.ImageType = IMAGE_TYPE
     dataset.update(attributes.earliest_acquisition(source.headers))
+    attributes.add_contrast(dataset, source.headers)
     attributes.add_missing_type_2(dataset)
     dataset.ImageComments = f"AI super-resolution, not for diagnosis. Job {job.job_id}"
     _add_derivation(dataset, source, job.replaces)
@@ -269,11 +270,13 @@ def derivation_description(
         voxels = " x ".join(str(count) for count in size)
         return f"{voxels} voxels of {' x '.join(f'{side:.3f}' for side in voxel_mm)} mm"
 
+    shading = ("divided by the estimated bias field",) if made.recipe.get("correct_bias") else ()
     sentences = (
         "AI super-resolution (conditional latent diffusion, 7T-like appearance)",
         f"model {made.bundle_name} {made.bundle_sha256[:12]}, {made.recipe.get('steps')} steps",
         f"from {grid(source.volume.spatial_shape, source.spacing_mm)}",
         f"to {grid(shape, spacing_mm)}",
+        *shading,
         f"stored value = scanner units x {made.pixel_gain:g}",
         "Details may be synthetic. Research use, not for diagnosis",
     )

@@ -41,6 +41,18 @@ def estimate_bias_field(volume: Volume, mask: np.ndarray | None = None) -> np.nd
     return field - np.float32(field[mask].mean())
 
 
+def without_field(array: np.ndarray, bias_log: np.ndarray | None) -> np.ndarray:
+    """Return `array` divided by the field, float32; as it is where the field is None.
+
+    Parameters
+    ----------
+    bias_log : shape of `array`
+        Log bias field on the grid of `array`, as `estimate_bias_field` gives it.
+    """
+    array = np.asarray(array, np.float32)
+    return array if bias_log is None else array * np.exp(-np.asarray(bias_log, np.float32))
+
+
 def _factor(n: int, spacing_mm: float) -> int:
     """Return how many voxels are averaged along an axis; at least `FEWEST` remain if there are."""
     return max(1, min(round(SHRUNK_MM / spacing_mm), n // FEWEST))

@@ -26,7 +26,7 @@ from tests.dicom_node.test_release_gate import (
 def good(tmp_path_factory):
     """Return a source's files, the Enhanced MR image derived from it and what the job says."""
     folder = tmp_path_factory.mktemp("frames")
-    phantom = phantoms.corner_series(folder / "source", "double-oblique")
+    phantom = phantoms.corner_series(folder / "source", "double-oblique", **phantoms.CONTRAST)
     derived = phantoms.derive(read_series(phantom.paths), folder / "out", kinds=["enhanced"])
     return phantom.paths, derived.written.paths[0], derived.provenance
 
@@ -114,6 +114,7 @@ ENHANCED_DAMAGE = {
         frame(4, FrameContentSequence={"InStackPositionNumber": 4}),
         "duplicate_instance_number",
     ),
+    "no contrast agent": (drop("ContrastBolusAgent"), "contrast_agent"),
     "7 T": (put(MagneticFieldStrength=7), "magnetic_field_strength"),
     "other patient": (put(PatientName=SECRET), "patient_and_study"),
     "pixels": (other_pixel, "result_hash"),
@@ -154,6 +155,25 @@ def test_an_enhanced_image_passes_like_its_classic_twin(orientation, tmp_path):
     derived = phantoms.derive(read_series(phantom.paths), tmp_path / "out", kinds=["enhanced"])
 
     assert check(derived.written.paths, phantom.paths, derived.provenance) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stored", FORMS)
+def test_a_coded_contrast_agent_passes_from_form_to_form(stored, form, tmp_path):
+    agent = phantoms.GADOLINIUM if stored == "classic" else phantoms.ENHANCED_GADOLINIUM
+    tags = {"ContrastBolusAgentSequence": [agent]}
+    source = phantoms.corner_series(tmp_path / "in", **tags).paths
+    if stored == "enhanced":
+        source = [variants.write_enhanced(source, tmp_path / "1.dcm", **tags)]
+
+    derived = phantoms.derive(read_series(source), tmp_path / "out", kinds=[form])
+
+    assert check(derived.written.paths, source, derived.provenance, form) == []
+    for path in derived.written.paths:
+        phantoms.edit(path, drop("ContrastBolusAgentSequence"))
+    assert rules_of(check(derived.written.paths, source, derived.provenance, form)) == {
+        "contrast_agent"
+    }
 
 
 @pytest.mark.parametrize("name", ENHANCED_DAMAGE)

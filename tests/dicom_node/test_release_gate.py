@@ -29,6 +29,7 @@ def good(tmp_path_factory):
         LossyImageCompression="01",
         LossyImageCompressionRatio="5",
         LossyImageCompressionMethod="ISO_15444_1",
+        **phantoms.CONTRAST,
     )
     return phantom, phantoms.derive(read_series(phantom.paths), folder / "out")
 
@@ -247,6 +248,12 @@ DAMAGE = {
     "lossy without ratio": (one(drop("LossyImageCompressionRatio")), "lossy_ratio"),
     "lossy hidden": (every(put(LossyImageCompression="00")), "lossy_ratio"),
     # truth in tags
+    "no contrast agent": (one(drop("ContrastBolusAgent")), "contrast_agent"),
+    "another contrast agent": (every(put(ContrastBolusAgent="WATER")), "contrast_agent"),
+    "coded contrast agent": (
+        one(put(ContrastBolusAgentSequence=[phantoms.GADOLINIUM])),
+        "contrast_agent",
+    ),
     "7 T": (every(put(MagneticFieldStrength=7)), "magnetic_field_strength"),
     "no field strength": (one(drop("MagneticFieldStrength")), "magnetic_field_strength"),
     "other TR": (one(put(RepetitionTime=1)), "acquisition_parameters"),
@@ -352,6 +359,17 @@ def test_findings_name_the_instance_and_the_attribute(series):
     uid = pydicom.dcmread(derived[4]).SOPInstanceUID
     assert finding.message == f"SliceThickness of {uid} is 3 mm, measured 1.5000 mm"
     assert "report the rule's name" in finding.next_step
+
+
+def test_contrast_that_no_source_names_is_refused(tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "in")
+    derived = phantoms.derive(read_series(phantom.paths), tmp_path / "out")
+    assert check(derived.written.paths, phantom.paths, derived.provenance) == []
+
+    every(put(ContrastBolusAgent="Gadobutrol"))(derived.written.paths)
+
+    findings = check(derived.written.paths, phantom.paths, derived.provenance)
+    assert rules_of(findings) == {"contrast_agent"}
 
 
 def test_a_source_of_research_quality_stays_research(tmp_path):

@@ -163,6 +163,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(data, message):
         ("engine", "device", "gpu", "engine.device"),
         ("engine", "lease_s", 5.0, "at most half of lease_s"),
         ("engine", "content_qualification", "DIAGNOSTIC", "content_qualification"),
+        ("engine", "correct_distortion", True, "correct_distortion is not built"),
         ("sending", "backoff_last_s", 1.0, "must not be less than backoff_first_s"),
         ("files", "min_free_bytes", -1, "files.min_free_bytes = -1"),
     ],

@@ -11,7 +11,7 @@ from pydicom.uid import EnhancedMRImageStorage
 from sr_engine.dicom.provenance import from_dataset
 from sr_engine.dicom.reader import read_series
 from sr_engine.errors import UnsupportedInput, WriteError
-from tests import phantoms
+from tests import phantoms, variants
 from tests.readers import READERS, placed
 
 BOTH = ["classic", "enhanced"]
@@ -140,6 +140,95 @@ def test_what_was_acquired_stays_as_acquired(image, source):
     assert shared.MREchoSequence[0].EffectiveEchoTime == float(scanner.EchoTime)
     assert image.ResonantNucleus == "1H"
     assert image.AcquisitionDateTime == scanner.AcquisitionDate + scanner.AcquisitionTime
+
+
+def values_of(dataset, keywords):
+    return {keyword: dataset[keyword].value for keyword in keywords if keyword in dataset}
+
+
+def test_an_image_after_contrast_says_so(tmp_path):
+    paths = phantoms.corner_series(tmp_path / "in", **phantoms.CONTRAST).paths
+
+    outputs = phantoms.derive(read_series(paths), tmp_path / "out", kinds=BOTH).outputs
+
+    stated = values_of(pydicom.dcmread(paths[0]), phantoms.CONTRAST)
+    assert set(stated) == set(phantoms.CONTRAST)
+    for written in outputs:
+        assert values_of(pydicom.dcmread(written.paths[0]), phantoms.CONTRAST) == stated
+
+
+def test_contrast_that_only_one_slice_names_is_not_lost(tmp_path):
+    paths = phantoms.corner_series(tmp_path / "in", ContrastBolusAgent="").paths
+    phantoms.edit(paths[5], lambda one: setattr(one, "ContrastBolusAgent", "Gadobutrol"))
+
+    outputs = phantoms.derive(read_series(paths), tmp_path / "out", kinds=BOTH).outputs
+
+    for written in outputs:
+        assert pydicom.dcmread(written.paths[0]).ContrastBolusAgent == "Gadobutrol"
+
+
+def test_a_coded_agent_gets_what_an_enhanced_image_must_have(tmp_path):
+    paths = phantoms.corner_series(
+        tmp_path / "in", ContrastBolusAgentSequence=[phantoms.GADOLINIUM]
+    ).paths
+
+    classic, enhanced = phantoms.derive(read_series(paths), tmp_path / "out", kinds=BOTH).outputs
+
+    (same,) = pydicom.dcmread(classic.paths[0]).ContrastBolusAgentSequence
+    (agent,) = pydicom.dcmread(enhanced.paths[0]).ContrastBolusAgentSequence
+    assert same == phantoms.GADOLINIUM
+    assert (agent.CodeValue, agent.ContrastBolusAgentNumber) == ("418888003", 1)
+    assert agent.ContrastBolusAdministrationRouteSequence[0].CodeMeaning == "Unknown"
+
+
+def test_a_route_that_is_coded_beside_the_agent_is_the_agents(tmp_path):
+    route = phantoms.coded("47625008", "Intravenous route")
+    paths = phantoms.corner_series(
+        tmp_path / "in",
+        ContrastBolusAgentSequence=[phantoms.GADOLINIUM],
+        ContrastBolusAdministrationRouteSequence=[route],
+    ).paths
+
+    written = phantoms.derive(read_series(paths), tmp_path / "out", kinds=["enhanced"]).written
+
+    image = pydicom.dcmread(written.paths[0])
+    (agent,) = image.ContrastBolusAgentSequence
+    assert list(agent.ContrastBolusAdministrationRouteSequence) == [route]
+    assert "ContrastBolusAdministrationRouteSequence" not in image
+
+
+@pytest.mark.parametrize(("said", "named"), [("YES", "Gadobutrol"), ("NO", "")])
+def test_an_agent_that_was_injected_later_is_not_said_to_be_in_the_image(said, named, tmp_path):
+    paths = phantoms.corner_series(tmp_path / "in").paths
+    agents = [phantoms.ENHANCED_GADOLINIUM]
+    source = variants.write_enhanced(paths, tmp_path / "1.dcm", ContrastBolusAgentSequence=agents)
+    use = pydicom.Dataset()
+    use.ContrastBolusAgentNumber, use.ContrastBolusAgentAdministered = 1, said
+
+    def state(image):
+        image.SharedFunctionalGroupsSequence[0].ContrastBolusUsageSequence = [use]
+
+    phantoms.edit(source, state)
+
+    outputs = phantoms.derive(read_series([source]), tmp_path / "out", kinds=BOTH).outputs
+
+    classic, enhanced = (pydicom.dcmread(one.paths[0]) for one in outputs)
+    (told,) = enhanced.SharedFunctionalGroupsSequence[0].ContrastBolusUsageSequence
+    assert told.ContrastBolusAgentAdministered == said
+    assert classic.get("ContrastBolusAgent", "") == enhanced.get("ContrastBolusAgent", "") == named
+
+
+def test_the_agent_of_an_enhanced_source_is_kept_and_named(tmp_path):
+    paths = phantoms.corner_series(tmp_path / "in").paths
+    agents = [phantoms.ENHANCED_GADOLINIUM]
+    source = [variants.write_enhanced(paths, tmp_path / "1.dcm", ContrastBolusAgentSequence=agents)]
+
+    outputs = phantoms.derive(read_series(source), tmp_path / "out", kinds=BOTH).outputs
+
+    for written in outputs:
+        image = pydicom.dcmread(written.paths[0])
+        assert list(image.ContrastBolusAgentSequence) == agents
+        assert image.ContrastBolusAgent == "Gadobutrol"
 
 
 def test_derivation_names_every_source_instance(image, source):

@@ -56,6 +56,28 @@ def test_a_rectangular_image_has_a_narrow_phase_field_of_view():
 
 
 @pytest.mark.parametrize(
+    ("rows", "columns", "direction", "matrix"),
+    [
+        (256, 208, "ROW", [256, 0, 0, 208]),
+        (256, 208, "", [0, 256, 208, 0]),
+        (208, 256, "COL", [256, 0, 0, 208]),
+    ],
+)
+def test_a_rectangular_image_without_a_stated_fraction_shows_its_field_of_view(
+    rows, columns, direction, matrix
+):
+    plain = header(rows, columns, AcquisitionMatrix=matrix, InPlanePhaseEncodingDirection=direction)
+
+    assert acquired_voxel_mm(plain, (1.0, 1.0, 1.0))[1:] == (1.0, 1.0)
+
+
+def test_a_rectangular_image_may_be_zero_filled():
+    filled = header(512, 416, AcquisitionMatrix=[0, 256, 160, 0])
+
+    assert acquired_voxel_mm(filled, SQUARE)[1:] == pytest.approx((1.0, 1.3))
+
+
+@pytest.mark.parametrize(
     ("values", "slice_mm"),
     [
         ({"SliceThickness": 4, "MRAcquisitionType": "2D"}, 4.0),  # a gap, or an overlap

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from sr_engine.dicom.kinds import COMPANIONS
+from sr_engine.dicom.kinds import COMPANIONS, FORMS
 from sr_engine.dicom.reader import read_series
-from tests import phantoms
+from tests import phantoms, variants
 from tests.validators import errors
 
 KINDS = ("classic", "enhanced", *(f"classic+{name}" for name in COMPANIONS), "enhanced+spread")
@@ -36,6 +36,39 @@ def test_a_derived_phantom_has_no_error(tmp_path):
     )
     paths = [path for one in outputs for path in one.paths]
     assert errors("dcentvfy", *phantom.paths, *paths) == set()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        phantoms.CONTRAST,
+        {"ContrastBolusAgentSequence": [phantoms.GADOLINIUM]},
+        {**phantoms.CONTRAST, "ContrastBolusAgentSequence": [phantoms.GADOLINIUM]},
+    ],
+    ids=["named", "coded", "both"],
+)
+def test_a_derived_phantom_after_contrast_has_no_error(tags, tmp_path):
+    phantom = phantoms.corner_series(tmp_path / "in", **tags)
+
+    outputs = phantoms.derive(read_series(phantom.paths), tmp_path / "out", kinds=FORMS).outputs
+
+    found = {one.kind: errors("dciodvfy", one.paths[0]) for one in outputs}
+    assert found == dict.fromkeys(FORMS, set())
+    paths = [path for one in outputs for path in one.paths]
+    assert errors("dcentvfy", *phantom.paths, *paths) == set()
+
+
+def test_what_is_derived_from_an_enhanced_phantom_after_contrast_has_no_error(tmp_path):
+    slices = phantoms.corner_series(tmp_path / "in").paths
+    agents = [phantoms.ENHANCED_GADOLINIUM]
+    source = [
+        variants.write_enhanced(slices, tmp_path / "1.dcm", ContrastBolusAgentSequence=agents)
+    ]
+
+    outputs = phantoms.derive(read_series(source), tmp_path / "out", kinds=FORMS).outputs
+
+    for one in outputs:
+        assert errors("dciodvfy", one.paths[0]) <= errors("dciodvfy", *source), one.kind
 
 
 @pytest.mark.parametrize("name", ["p01", "p02", "p03", "p04", "p06", "p35"])
