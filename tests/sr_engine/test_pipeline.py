@@ -1,4 +1,4 @@
-"""What the pipeline refuses, and what it makes of the bias field: guidance, a correction, nothing."""
+"""What the pipeline refuses, and what it does with the bias field: guide, correct, or neither."""
 
 import numpy as np
 import pydicom
