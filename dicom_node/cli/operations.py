@@ -1,10 +1,12 @@
 """The commands that look at the store or change what the node does."""
 
 import argparse
+import os
+import pwd
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,6 +47,24 @@ def opened(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def refuse_foreign_root(settings: Settings) -> None:
+    """Raise Refused for root on a state folder of somebody else.
+
+    Files and locks that root makes there cannot be opened by the service afterwards, and images
+    would be refused.
+    """
+    folder = settings.node.state_dir
+    if os.geteuid() != 0 or not folder.is_dir() or folder.stat().st_uid == 0:
+        return
+    owner = str(folder.stat().st_uid)
+    with suppress(KeyError):
+        owner = pwd.getpwuid(int(owner)).pw_name
+    raise Refused(
+        f"{folder} belongs to {owner}, who could not use what root makes there: "
+        f"runuser -u {owner} -- dicom-node ..."
+    )
 
 
 def jobs(arguments: Arguments) -> None:
@@ -102,6 +122,7 @@ def job_number(store: Store, text: str) -> int:
 def submit(arguments: Arguments) -> int:
     """Import files as if they had been received."""
     settings = settings_of(arguments)
+    refuse_foreign_root(settings)
     paths = [file for path in arguments.path for file in files_below(path)]
     outcomes: Counter[str] = Counter()
     refused: list[str] = []

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dicom_node.cli.operations import Refused, opened
+from dicom_node.cli.operations import Refused, opened, refuse_foreign_root
 from dicom_node.cli.output import one_line, print_json, settings_of
 
 REFUSED = 1
@@ -53,6 +53,7 @@ def pull(arguments: argparse.Namespace) -> int:
     from dicom_node.pixel_files import PixelFiles
 
     settings = settings_of(arguments)
+    refuse_foreign_root(settings)
     peer = settings.peer(arguments.source)
     wanted = pulling.Wanted(
         accession=(arguments.accession or "").strip(),

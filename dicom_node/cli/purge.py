@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from dicom_node import retention
-from dicom_node.cli.operations import Refused, opened
+from dicom_node.cli.operations import Refused, opened, refuse_foreign_root
 from dicom_node.cli.output import print_json, settings_of, table
 from dicom_node.retention import Departure
 from dicom_node.store import Store
@@ -14,6 +14,7 @@ from dicom_node.store import Store
 def purge(arguments: argparse.Namespace) -> None:
     """Delete what may go by the configuration, or only say what and why."""
     settings = settings_of(arguments)
+    refuse_foreign_root(settings)
     if not settings.retention.enabled:
         raise Refused("nothing may go: retention is off (retention.enabled = false)")
     with opened(settings) as store:

@@ -180,6 +180,17 @@ def test_submit_takes_files_in_as_if_they_had_been_received(run, tmp_path):
     assert run("submit", *paths[:2])[1] == "0 new, 2 known already, 0 refused\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that others cannot use")
+@pytest.mark.parametrize("command", [("submit", "."), ("purge",)])
+def test_root_makes_nothing_in_somebody_elses_state_folder(node, run, tmp_path, command):
+    os.chown(tmp_path / "state", 65534, -1)
+
+    code, out, err = run(*command)
+
+    assert (code, out) == (1, "") and len(err.splitlines()) == 1
+    assert "runuser -u" in err
+
+
 def test_submit_goes_on_after_a_refused_file_and_says_so(run, tmp_path):
     paths = phantoms.corner_series(tmp_path / "scan").paths
     (tmp_path / "scan" / "0000.txt").write_text("no DICOM")
