@@ -272,8 +272,12 @@ def correct(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> 
     work.execute(sa.update(schema.instance).where(this).values(**values))
     reason = f"{new.calling_ae} has sent images of the series with other patient or study data."
     before = state_before(work, known.series_id)
-    withdraw_results(work, known.series_id, Grounds(title=SAFETY, reason=reason), now)
+    grounds = Grounds(title=SAFETY, reason=reason)
+    withdraw_results(work, known.series_id, grounds, now)
     newest = newest_job(work, known.series_id)
+    if newest.published_at is not None:  # perhaps only just, before we had its lock
+        withdraw_results(work, known.series_id, grounds, now)
+        newest = newest_job(work, known.series_id)
     if before in STAYS and newest.state in STAYS:
         return Recorded(outcome="corrected", job_id=int(newest.id))
     why = "Corrected images arrived; the series is being received again."

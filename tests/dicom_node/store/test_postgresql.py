@@ -16,6 +16,7 @@ from dicom_node.store.arrivals import upsert_series
 from dicom_node.store.database import Database
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
 from dicom_node.store.occupancy import Occupancy
+from dicom_node.store.withdrawals import withdraw_results
 
 MINUTE = timedelta(minutes=1)
 SECRET = "geheim-4711"
@@ -111,6 +112,31 @@ def test_two_destinations_that_end_at_once_end_the_job(store, published, now, be
 
     assert [end.result() for end in ends] == ["SENT", "SENT"]
     assert store.jobs.get(job_id).state == JobState.DELIVERED
+
+
+def test_a_result_that_is_published_while_its_images_are_corrected_is_withdrawn(
+    store, url, queued, derived, new_instance, now, monkeypatch
+):
+    """Between the look for results and the lock of the newest job."""
+    job_id, worker = queued(), open_store(url)
+    assert worker.jobs.claim("w", now, MINUTE).job_id == job_id
+    looked = []
+
+    def look(work, *arguments):
+        withdraw_results(work, *arguments)
+        if not looked:
+            worker.jobs.publish(job_id, "w", derived(), ("pacs",), now)
+        looked.append(arguments)
+
+    monkeypatch.setattr("dicom_node.store.arrivals.withdraw_results", look)
+    known = store.series.find_instance("1.2.3.1")
+    changes = {"sha256": "7" * 64, "attributes_sha256": "8" * 64, "corrects": known.sha256}
+
+    again = store.series.record_instance(new_instance(1, **changes), now)
+
+    assert again.outcome == "corrected" and again.job_id != job_id
+    assert [one.job_id for one in store.withdrawals.all()] == [job_id]
+    worker.close()
 
 
 def test_the_first_instances_of_one_series_may_come_at_once(store, new_instance, now, beside):
