@@ -40,6 +40,7 @@ class Fault(StrEnum):
     NO_SECRET = "no-secret"
     UNCONFIRMED = "unconfirmed"
     OLDER_VERSION = "older-version"  # of an original that was corrected since
+    UNDER_WAY = "under-way"  # an attempt has begun, and nothing was heard of the instance yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,9 @@ FAULTS: dict[tuple[int, int] | Fault, Meaning] = {
     Fault.NO_SECRET: _row(_AGAIN, "our credentials for the server cannot be read"),
     Fault.UNCONFIRMED: _row(_AGAIN, "the server's answer does not name the instance"),
     Fault.OLDER_VERSION: _row(
-        _NEVER, "the peer has the image as it was before its correction: correct it there"
+        _NEVER, "the peer may have the image as it was before its correction: look there"
     ),
+    Fault.UNDER_WAY: _row(_AGAIN, "the attempt ended before anything was heard of it"),
 }
 
 # A status range (first, last) of HTTP that is no answer about single instances -> the fault; the

@@ -53,7 +53,7 @@ DIFFUSION_WORDS = frozenset({"dti", "dwi", "adc", "tracew", "diffusion", "diff",
 LOCALIZERS = ("localizer", "localiser", "scout", "survey", "3-plane", "3 plane", "3plane")
 # What a scanner measures for itself. Field maps and coil calibrations have the timing of T1.
 CALIBRATIONS = re.compile(
-    r"field.?map|(?<![a-z0-9])b[01].?map|calib|(?<![a-z])cal(?![a-z])|coil.?sens|ref(erence)?.?scan"
+    r"field.?map|(?<![a-z0-9])b[01].?map|calib|(?<![a-z])cal(?![a-z])|coil.?sens|(?<![a-z])ref.?scan"
 )
 STATED_CONTRASTS = {
     "T1": "T1",
@@ -288,7 +288,8 @@ def derived(header: Header) -> str:
 
 def calibration(header: Header) -> str:
     """Return by what the series shows that it serves the scanner and nobody looks at it."""
-    named = CALIBRATIONS.search(free_text(header))
+    name = text(header, "SeriesDescription") or text(header, "ProtocolName")
+    named = CALIBRATIONS.search(name.lower())  # one protocol may name all series of an examination
     return f"the description says {named[0]!r}" if named else ""
 
 

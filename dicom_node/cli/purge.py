@@ -37,11 +37,9 @@ def refuse_doubtful_clock(store: Store, now: datetime, is_right: bool) -> None:
 
     Of a node that does not run nobody has watched the clock; a person can.
     """
-    if is_right:
-        return
     if retention.is_clock_doubtful(store, now):
         raise Refused(f"nothing may go: {retention.CLOCK_DOUBTFUL}")
-    step = retention.step_in(store, now)
+    step = None if is_right else retention.step_in(store, now)
     if step is not None:
         raise Refused(
             f"nothing may go: it is {now:%Y-%m-%d %H:%M} UTC here, and the audit trail ends "

@@ -128,7 +128,7 @@ class DeliveryStore:
         unanswered = part.c.sent_at.is_(None) & part.c.status.is_(None) & part.c.fault.is_(None)
         these = (part.c.delivery_id == task.delivery_id) & unanswered
         with self._database.transaction() as work:
-            work.execute(sa.update(part).where(these).values(fault=Fault.UNCONFIRMED.value))
+            work.execute(sa.update(part).where(these).values(fault=Fault.UNDER_WAY.value))
 
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node.retry import Verdict, statuses
+from dicom_node.retry import Fault, Verdict, statuses
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.arrivals import Arrival, Recorded
@@ -255,7 +255,8 @@ def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]
     delivery, part = schema.delivery, schema.delivery_instance
     warned = sa.or_(*(part.c.status.between(*both) for both in statuses(Verdict.SENT_WITH_WARNING)))
     there = part.c.sent_at.is_not(None)
-    failed = ~there & (part.c.status.is_not(None) | part.c.fault.is_not(None))
+    answered = part.c.status.is_not(None) | (part.c.fault != Fault.UNDER_WAY.value)
+    failed = ~there & answered
     query = (
         sa.select(
             delivery.c.job_id,

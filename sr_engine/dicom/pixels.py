@@ -8,6 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from scipy import ndimage
 
 from sr_engine.dicom.headers import number, sop_uid, text
 from sr_engine.dicom.proportion import refuse_too_many_pixels
@@ -143,8 +144,8 @@ def without_padding(
 ) -> np.ndarray:
     """Return `array` with its padding as dark as the darkest intensity that was measured.
 
-    Padding that lies between 0 and that intensity stays: exact zeros around a stripped brain mean
-    something to whoever looks for the head.
+    Only what reaches the rim of its slice is padding. That which lies between 0 and that intensity
+    stays: exact zeros around a stripped brain mean something to whoever looks for the head.
 
     Parameters
     ----------
@@ -158,6 +159,7 @@ def without_padding(
     UnsupportedInput
         If an image is nothing but padding; one that is black all over may be empty air.
     """
+    padded = _from_the_rim(padded)
     if not padded.any():
         return array
     for plane, where, header in zip(array, padded, headers, strict=True):
@@ -167,7 +169,18 @@ def without_padding(
                 f"(PixelPaddingValue {text(header, 'PixelPaddingValue')})"
             )
     darkest = array.min(where=~padded, initial=np.inf)
-    return np.where(padded, np.clip(array, min(0, darkest), darkest), array)
+    return np.where(padded, np.clip(array, min(0, darkest), max(0, darkest)), array)
+
+
+def _from_the_rim(padded: np.ndarray) -> np.ndarray:
+    """Return the padding that reaches the rim of its slice.
+
+    A value inside of the head that happens to be that of the padding was measured.
+    """
+    rim = np.zeros_like(padded)
+    rim[:, [0, -1], :] = rim[:, :, [0, -1]] = True
+    beside = np.ones((1, 3, 3), bool)
+    return ndimage.binary_propagation(rim & padded, structure=beside, mask=padded)
 
 
 def note_lossy_compression(dataset: Dataset) -> None:

@@ -84,6 +84,7 @@ AGAIN, NEVER = Verdict.TRANSIENT, Verdict.PERMANENT
         (Fault.NO_SECRET, AGAIN),
         (Fault.UNCONFIRMED, AGAIN),
         (Fault.OLDER_VERSION, NEVER),
+        (Fault.UNDER_WAY, AGAIN),
     ],
 )
 def test_fault_has_its_verdict(fault, verdict):

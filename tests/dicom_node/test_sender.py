@@ -455,6 +455,8 @@ def test_what_was_under_way_when_it_was_withdrawn_is_owed_a_note(store, tmp_path
         sender_for(store, tmp_path, ("pacs", "PACS", peer.port)).run_once(NOW)
 
     assert delivery(store, job_id)["attempts"] == 0
+    [line] = store.series.listing()[0]["deliveries"]
+    assert (line["sent"], line["failed"]) == (0, 0)
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",)
 

@@ -116,7 +116,10 @@ def test_what_no_rule_may_take_is_skipped_with_its_evidence(header, reason):
     assert reason in verdict.reason
 
 
-@pytest.mark.parametrize("name", ["Ax T1 ASSET", "t1 mprage cervical cut", "T1 calcarine"])
+@pytest.mark.parametrize(
+    "name",
+    ["Ax T1 ASSET", "t1 mprage cervical cut", "T1 calcarine", "T1 stereotactic reference scan"],
+)
 def test_a_word_that_only_looks_like_a_calibration_is_none(name):
     assert summarise(stack(range(3), SeriesDescription=name)).calibration == ""
 

@@ -4,6 +4,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from sr_engine.dicom.pixels import without_padding
 from sr_engine.dicom.reader import read_series
 from sr_engine.errors import UnsupportedInput
 from tests import phantoms, variants
@@ -125,3 +126,24 @@ def test_a_black_image_that_may_be_air_is_taken(tmp_path):
     )
 
     assert not read_series(phantom.paths).volume.array[0].any()
+
+
+def test_a_value_of_padding_inside_of_the_head_was_measured():
+    plane = np.full((1, 12, 12), 100, np.float32)
+    plane[0, :3, :3] = plane[0, 6, 6] = plane[0, 8, 7:9] = 4095  # the first reaches the rim
+    padded = plane == 4095
+
+    found = without_padding(plane, padded, [pydicom.Dataset()])
+
+    assert (found[0, :3, :3] == 100).all()
+    assert found[0, 6, 6] == 4095 and (found[0, 8, 7:9] == 4095).all()
+
+
+def test_zeros_of_padding_are_as_dark_as_they_are_although_something_rings_below():
+    plane = np.full((1, 12, 12), 600, np.float32)
+    plane[0, :2] = 0
+    plane[0, 2, 5] = -100
+
+    found = without_padding(plane, plane == 0, [pydicom.Dataset()])
+
+    assert np.array_equal(found, plane)
