@@ -41,6 +41,7 @@ def test_the_table_has_the_tasks_and_rhythms_of_the_operations_page():
         "memory": 60,
         "attempts": 300,
         "retention": 300,
+        "unclaimed": 3600,
         "certificates": 3600,
     }
 
