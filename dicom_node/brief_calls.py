@@ -71,7 +71,8 @@ def lock(descriptor: int) -> None:
     end, pause_s = time.monotonic() + LOCK_WAIT_S, FIRST_PAUSE_S
     while not _locked(descriptor):
         if time.monotonic() > end:
-            raise TimeoutError(errno.ETIMEDOUT, f"a lock was held for {LOCK_WAIT_S:g} s")
+            words = f"a lock in the state folder was held for {LOCK_WAIT_S:g} s by another program"
+            raise TimeoutError(errno.ETIMEDOUT, f"{words}; is one stopped (Ctrl-Z)?")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LAST_PAUSE_S)
 

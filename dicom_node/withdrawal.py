@@ -5,6 +5,7 @@ whoever runs next and however often it was killed in between.
 """
 
 import secrets
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ BY_HAND = (
     "reject it in the archive."
 )
 
+MOST_NOTES = 50  # that one run of housekeeping makes
 CATCH_UP = 200  # jobs that one run of housekeeping withdraws: a node that stops waits for it
 
 log = telemetry.get_logger()
@@ -47,22 +49,29 @@ def recall(store: Store, weights_sha256: str, reason: str, now: datetime) -> lis
 def send_notes(store: Store, settings: Settings, now: datetime) -> int:
     """Return how many rejection notes were queued: each that a destination is still to get."""
     store.withdrawals.catch_up(now, CATCH_UP)
-    made, unreadable, after = 0, None, 0
-    # More than a run's worth only where those that cannot be made stand before the others.
-    while not made and (waiting := store.withdrawals.owed(after)):
-        for owed in waiting:
-            try:
-                made += queue_note(store, settings, owed, now)
-            except OutOfSpace as error:  # the next run tries again
-                log.error("withdrawal.no_room", job=owed.job_id, reason=str(error))
-                return made
-            except OSError as error:  # the next run tries again, and the others do not wait for it
-                log.error("withdrawal.unreadable", job=owed.job_id, reason=error.strerror)
-                unreadable = error
-            after = max(after, owed.job_id)
+    made, unreadable = 0, None
+    for owed in in_turn(store):
+        try:
+            made += queue_note(store, settings, owed, now)
+        except OutOfSpace as error:  # the next run tries again
+            log.error("withdrawal.no_room", job=owed.job_id, reason=str(error))
+            return made
+        except OSError as error:  # the next run tries again, and the others do not wait for it
+            log.error("withdrawal.unreadable", job=owed.job_id, reason=error.strerror)
+            unreadable = error
+        if made >= MOST_NOTES:
+            break
     if unreadable is not None:
         raise unreadable  # so that the failing task shows
     return made
+
+
+def in_turn(store: Store) -> Iterator[Owed]:
+    """Yield every note that is owed, a part of them at a time."""
+    after = 0
+    while waiting := store.withdrawals.owed(after):
+        yield from waiting
+        after = waiting[-1].job_id
 
 
 def queue_note(store: Store, settings: Settings, owed: Owed, now: datetime) -> bool:

@@ -4,7 +4,6 @@
 ``files.custody``, that is held here under its hash; of everything else the truth, with a reason.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from dicom_node import telemetry
 from dicom_node.edges import failure_of
 from dicom_node.errors import NodeError, StoreUnavailable, UnknownPeer
+from dicom_node.loops import Loop
 from dicom_node.network import pynetdicom_scu
 from dicom_node.network.commitment import (
     ALL_COMMITTED,
@@ -73,23 +73,22 @@ class CommitmentScp:
         self._tls = credentials(settings.tls)
         self._open: WeakValueDictionary[int, Association] = WeakValueDictionary()
         self._shielded: WeakSet[Association] = WeakSet()
-        self._stop = threading.Event()
-        self._news = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._failed = False
+        self._loop = Loop(
+            "commitment", lambda: self.run_once(self._clock()), LOOK_S, grace_s=GRACE_S
+        )
 
     def start(self) -> None:
         """Report in the background."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End after the report under way; what is not reported stays due."""
-        self._stop.set()
-        self._news.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._loop.stop(timeout_s)
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the last look failed, or the thread is gone that was to go on."""
+        return self._loop.failing
 
     def on_action(self, event: Event, peer: PeerSettings) -> int:
         """Return the status of the response to an N-ACTION: 0x0000 when it is on record."""
@@ -121,28 +120,8 @@ class CommitmentScp:
             pynetdicom_scu.keep_replies(event)  # we shall wait for a reply on it, as a sender does
             self._shielded.add(event.assoc)
         self._open[number] = event.assoc
-        self._news.set()
+        self._loop.wake()
         return SUCCESS
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._news.wait(LOOK_S)
-            fresh = self._news.is_set()
-            self._news.clear()
-            if self._stop.wait(GRACE_S if fresh else 0.0):
-                return
-            error = failure_of(lambda: self.run_once(self._clock()))
-            self._failed = error is not None
-            if isinstance(error, NodeError):  # the database is away: the next look finds them again
-                log.error("commitment.failed", reason=str(error))
-            elif error:
-                log.error("commitment.failed", exc_info=error)
-
-    @property
-    def failing(self) -> bool:
-        """Return whether the last look failed, or the thread is gone that was to go on."""
-        gone = self._thread is not None and not self._thread.is_alive()
-        return self._failed or gone and not self._stop.is_set()
 
     def run_once(self, now: datetime) -> int:
         """Return how many reports were tried: all that are due at `now`.
@@ -157,7 +136,7 @@ class CommitmentScp:
         """
         debts = self._store.debts.due(now)
         for debt in debts:
-            if self._stop.is_set():
+            if self._loop.ending:
                 break
             error = failure_of(partial(self._report, debt))
             if isinstance(error, NodeError):

@@ -30,7 +30,7 @@ from dicom_node.store.notes import has_something, note_job, put_file_back, reope
 from dicom_node.store.results import DerivedInstance, series_made, store_instances
 
 MOST_VARIABLES = 500  # of one statement: every database has a limit
-AT_ONCE = 50  # notes that are made in one run of housekeeping
+AT_ONCE = 50  # notes whose instances are read at once
 NOTE_STATES = (JobState.DERIVED, JobState.DELIVERED, JobState.DEAD, JobState.CANCELLED)
 # States in which a job may have a result that a recall of its weights is about.
 WITH_RESULT = (
@@ -209,7 +209,7 @@ class WithdrawalStore:
         return {state.value: found.get(state.value, 0) for state in NOTE_STATES}
 
     def owed(self, after: int = 0) -> list[Owed]:
-        """Return the first of the notes that destinations are still to get: a run's worth.
+        """Return the first of the notes that destinations are still to get.
 
         Only those about jobs with a number greater than `after`.
         """

@@ -48,3 +48,16 @@ def test_a_thread_that_is_gone_is_told_of():
     loop._thread.join(20)
 
     assert loop.failing
+
+
+def test_a_loop_that_is_woken_does_not_wait_for_its_time():
+    steps = threading.Semaphore(0)
+    loop = Loop("rig", steps.release, 3600, grace_s=0.01)
+    loop.start()
+    assert not steps.acquire(timeout=0.1)
+
+    loop.wake()
+
+    assert steps.acquire(timeout=20) and not loop.ending
+    loop.stop(20)
+    assert loop.ending and not loop.failing

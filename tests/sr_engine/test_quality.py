@@ -1,6 +1,6 @@
 """An honest result passes; an invented structure, a hole or an empty volume is held."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -126,22 +126,12 @@ def test_what_wraps_at_the_rim_of_the_field_of_view_is_no_lesion(scene):
 
 
 def padded(scene, value: np.ndarray | float, corners: tuple[int, ...]) -> QualityReport:
-    """Return the verdict on a perfect result of a source with `value` in some of its corners."""
+    """Return the verdict on an honest result of a source with `value` in some of its corners."""
     low = scene.low.copy()
     for number in corners:
         i, j = divmod(number, 2)
         low[:, -i, -j] = value  # 0 or -1: first or last
-    return judge(
-        measured=low,
-        predicted_low=low,
-        measured_mask=low > 0.2,
-        measured_spacing_mm=scene.low_mm,
-        noise_sigma=scene.sigma,
-        output=scene.output,
-        upsampled=scene.upsampled,
-        spread=np.zeros(SHAPE, np.float32),
-        mask=scene.mask,
-    )
+    return replace(scene, low=low).judged(scene.output)
 
 
 @pytest.mark.parametrize("corners", [(0, 3), (1, 2), (0, 1, 2, 3)])

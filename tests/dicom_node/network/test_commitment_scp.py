@@ -326,7 +326,7 @@ def test_request_is_durable_before_its_response(tmp_path):
     scanner = Scanner()
     with node_for(tmp_path, custody=True) as node:
         association = scanner.associate(node.scp.port)
-        node.scp._commitment._stop.set()  # nobody reports
+        node.scp._commitment.stop()  # nobody reports
         assert scanner.ask(association, [item(UNKNOWN)])[0] == 0x0000
         other = open_store(node.settings.database_url)
         assert other.commitments.open_transactions()["scp"] == 1
