@@ -59,7 +59,9 @@ class Parts:
     def _write(self, examined: Examined) -> Path:
         with self._files.exclusive(examined.sop_uid):
             parts = [examined.meta, examined.encoded]
-            return self._files.write(examined.series_uid, examined.sop_uid, parts)
+            path = self._files.create(examined.series_uid, examined.sop_uid, parts)
+        assert path is not None
+        return path
 
     def _record(self, new: Sequence[NewInstance], part: str) -> None:
         now = datetime.now(UTC)

@@ -17,7 +17,7 @@ from dicom_node.store.schema import storable
 SUCCESS = 0x0000
 UNCLAIMED = (
     "no row knows these images: a crash came before their answer, or the database is an older one; "
-    "dicom-node submit takes them in, and after 30 days they are deleted"
+    "dicom-node submit takes in those that are whole, and after 30 days they are deleted"
 )
 SUBMITTED = "SUBMIT"  # the calling AE title of files that a person imports
 
@@ -71,9 +71,10 @@ def recover(files: PixelFiles, store: Store) -> list[Path]:
     """Return what is no longer there: what a crash has left of instances without their row.
 
     Call it at start: a crash leaves unfinished files, and finished ones whose row was not
-    committed, or says that retention has deleted them. A whole file that no row knows is moved
-    aside and not deleted: in a database that was put back the row of an acknowledged image may be
-    missing. A database that knows none of the files is the wrong one: then they are left alone.
+    committed, or says that retention has deleted them. A file that no row knows is moved aside and
+    not deleted: in a database that was put back the row of an acknowledged image may be missing.
+    So is a piece of one, which nobody was told to be safe. A database that knows none of the files
+    is the wrong one: then they are left alone.
     """
     removed, aside = files.recover(), 0
     going = {removal.id for removal in store.removals.unfinished()}  # retention's, to the end
@@ -124,9 +125,7 @@ def _keep(
 ) -> Taken:
     """Write file and row, or find that both are there."""
     with files.exclusive(examined.sop_uid):
-        outcome = None
-        if not files.has(examined.series_uid, examined.sop_uid):
-            outcome = _keep_new(examined, incoming, files, store, now)
+        outcome = _keep_new(examined, incoming, files, store, now)
         if outcome is None:
             outcome = _keep_again(examined, incoming, files, store, now)
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
@@ -135,12 +134,15 @@ def _keep(
 def _keep_new(
     examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
 ) -> str | None:
-    """Return the outcome where no such file lies; None, if another content is known.
+    """Return the outcome where no such file lies; None if one does, or another content is known.
 
     The database is asked once, by the transaction that records. What it knows under this name may
     be the same image in another encoding: that takes longer to find out.
     """
-    new = _write(examined, incoming, files)
+    path = files.create(*_to_write(examined))
+    if path is None:
+        return None
+    new = _row(examined, incoming, path)
     try:
         outcome = store.series.record_instance(new, now).outcome
         known = store.series.find_instance(new.sop_uid) if outcome == "duplicate" else None
@@ -221,10 +223,13 @@ def _write(
     When the database does not answer, the row may or may not be there: the file stays, the sender
     tries again, and `recover` removes what nobody claims.
     """
-    names = examined.series_uid, examined.sop_uid
+    return _row(examined, incoming, files.write(*_to_write(examined), beside=beside))
+
+
+def _to_write(examined: Examined) -> tuple[str, str, list[bytes], int]:
+    """Return what `PixelFiles` needs: series and name, what is in the file, and its length."""
     parts = [examined.meta, examined.encoded]
-    path = files.write(*names, parts, examined.size_bytes, beside=beside)
-    return _row(examined, incoming, path)
+    return examined.series_uid, examined.sop_uid, parts, examined.size_bytes
 
 
 def _refuse_other_content(known: InstanceRow, examined: Examined) -> None:

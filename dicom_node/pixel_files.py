@@ -1,4 +1,4 @@
-"""Instance files that survive a power cut: checked names, write-rename-fsync, free-space guards."""
+"""Instance files that survive a power cut: checked names, durable writes, free-space guards."""
 
 import fcntl
 import hashlib
@@ -7,7 +7,7 @@ import re
 import shutil
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -144,6 +144,26 @@ class PixelFiles:
         """
         return self.root / _checked(series_uid) / f"{_checked(sop_uid)}.dcm"
 
+    def create(
+        self, series_uid: str, sop_uid: str, chunks: Iterable[bytes], size_bytes: int = 0
+    ) -> Path | None:
+        """Return the path of the durable new file, None if there is one of that name.
+
+        Hold `exclusive`. The file has its name from the start, so a crash leaves a piece of it
+        there, which no row speaks of. Raises as `write`.
+        """
+        folder, name = f"{self.root}/{_checked(series_uid)}", f"{_checked(sop_uid)}.dcm"
+        try:
+            return self._into(folder, name, size_bytes, partial(_create_durably, name, chunks))
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise _no_space(sop_uid, error) from error
+        except OutOfSpace:
+            if os.path.exists(f"{folder}/{name}"):  # needs no more room
+                return None
+            raise
+
     def write(
         self,
         series_uid: str,
@@ -168,24 +188,25 @@ class PixelFiles:
         folder, name = f"{self.root}/{_checked(series_uid)}", f"{_checked(sop_uid)}.dcm"
         if beside:
             folder = f"{folder}+{beside}"
-        part = self._part_of(name)
+        write = partial(_write_durably, self._part_of(name), chunks, name=name)
         try:
-            self._check_space(size_bytes)
-            parent = self._folders.get(folder) or self._make_folder(folder)
-            try:
-                _write_durably(part, chunks, parent, name)
-            except FileNotFoundError:  # retention has removed the empty folder
-                parent = self._make_folder(folder)
-                _write_durably(part, chunks, parent, name)
-            parent.sync()
+            return self._into(folder, name, size_bytes, write)
         except OSError as error:
-            raise OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}") from error
-        return parent.path / name
+            raise _no_space(sop_uid, error) from error
 
-    def has(self, series_uid: str, sop_uid: str) -> bool:
-        """Return whether there is a file of that name; raises as `path_of`."""
-        name = f"{_checked(sop_uid)}.dcm"
-        return os.path.exists(f"{self.root}/{_checked(series_uid)}/{name}")
+    def _into(
+        self, folder: str, name: str, size_bytes: int, write: Callable[[_Folder], None]
+    ) -> Path:
+        """Return the path of what `write` has put into the folder: its name is durable, too."""
+        self._check_space(size_bytes)
+        parent = self._folders.get(folder) or self._make_folder(folder)
+        try:
+            write(parent)
+        except FileNotFoundError:  # retention has removed the empty folder
+            parent = self._make_folder(folder)
+            write(parent)
+        parent.sync()
+        return parent.path / name
 
     def settle(self, path: Path, place: Path) -> None:
         """Let the file at `path` be found at `place`, too, in the place of what lies there."""
@@ -277,6 +298,10 @@ def _checked(uid: str) -> str:
     return uid
 
 
+def _no_space(sop_uid: str, error: OSError) -> OutOfSpace:
+    return OutOfSpace(f"{sop_uid}: cannot write the file: {error.strerror}")
+
+
 def _write_durably(
     part: str | Path,
     chunks: Iterable[bytes],
@@ -302,6 +327,29 @@ def _write_durably(
     except OSError:
         with suppress(OSError):
             os.unlink(present, dir_fd=at)
+        raise
+    finally:
+        os.close(file)
+
+
+def _create_durably(name: str, chunks: Iterable[bytes], folder: _Folder) -> None:
+    """Write a file that is on the disk then, under a name that nobody has.
+
+    One call writes and syncs it (`O_DSYNC`: the bytes and what is needed to read them). Where
+    something fails there is nothing left.
+
+    Raises
+    ------
+    FileExistsError
+        If somebody has the name.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
+    file = os.open(name, flags, 0o666, dir_fd=folder.descriptor)
+    try:
+        _write_all(file, [memoryview(chunk) for chunk in chunks])
+    except OSError:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder.descriptor)
         raise
     finally:
         os.close(file)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import uvicorn
 
-from dicom_node import housekeeping, intake, retention, signing, telemetry
+from dicom_node import heaps, housekeeping, intake, retention, signing, telemetry
 from dicom_node.errors import CertificateNotValid, DatabaseTaken, NodeError, StoreUnavailable
 from dicom_node.network.scp import NodeScp
 from dicom_node.performer import Performer
@@ -290,6 +290,7 @@ def serve(settings: Settings, workers: int, say: Callable[[str], None] = print) 
             ],
         )
         web = WebThread(settings, store, probe)
+        heaps.set_apart()
         scp.start()
         web.start()
         parts.callback(web.stop)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
+glibc = pytest.mark.skipif(
     "CS_GNU_LIBC_VERSION" not in os.confstr_names or os.confstr("CS_GNU_LIBC_VERSION") is None,
     reason="this is not glibc",
 )
@@ -33,6 +33,7 @@ done.set()
 """
 
 
+@glibc
 def test_the_service_shares_a_few_heaps_among_its_threads():
     heaps = {}
     for how in ("alone", "shared"):
@@ -61,6 +62,7 @@ print(before - resident_kib())
 """
 
 
+@glibc
 def test_what_is_free_between_what_is_held_goes_back_to_the_system():
     done = subprocess.run(
         [sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=120
@@ -68,3 +70,32 @@ def test_what_is_free_between_what_is_held_goes_back_to_the_system():
     assert done.returncode == 0, done.stderr
 
     assert int(done.stdout) > 40_000  # of 80 MB, a twentieth of which is held
+
+
+APART = """
+import gc, sys, weakref
+from dicom_node import heaps
+import dicom_node.service
+class Ring: pass
+if sys.argv[1] == "apart":
+    heaps.set_apart()
+ring = Ring()
+ring.self = ring
+gone = weakref.ref(ring)
+del ring
+print(len(gc.get_objects()), gc.collect() > 0, gone() is None)
+"""
+
+
+def test_what_was_loaded_is_searched_no_more_and_what_came_later_is_freed():
+    searched = {}
+    for how in ("as usual", "apart"):
+        done = subprocess.run(
+            [sys.executable, "-c", APART, how], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        count, *freed = done.stdout.split()
+        assert freed == ["True", "True"]
+        searched[how] = int(count)
+
+    assert searched["apart"] < searched["as usual"] / 100

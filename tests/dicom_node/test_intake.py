@@ -250,6 +250,24 @@ def test_an_image_that_an_older_database_does_not_know_can_be_taken_in_again(
     backup.close()
 
 
+def test_a_piece_that_a_crash_has_left_is_no_image(take, files, store, tmp_path):
+    """It lies under the image's own name: the sender's next try is taken, before and after."""
+    take(encoded(make_instance(1)))
+    [whole] = files.paths()
+    piece = whole.with_name("1.2.826.0.1.2.dcm")
+    content = whole.read_bytes()
+    piece.write_bytes(content[:-100])
+
+    assert recover(files, store) == [piece]
+    aside = files.root.with_name("unclaimed") / piece.parent.name / piece.name
+    with pytest.raises(InstanceRejected, match="cut short|pixel"):
+        submit_file(aside, files, store, NOW)
+
+    piece.write_bytes(content[:-100])
+    assert take(encoded(make_instance(2))).outcome == "new"
+    assert piece.stat().st_size == whole.stat().st_size
+
+
 def test_a_file_that_is_not_ours_is_left_alone(take, files, store):
     take(encoded(make_instance(1)))
     foreign = files.paths()[0].with_name("something.dcm")

@@ -34,12 +34,13 @@ def test_written_file_has_name_and_content(files):
     "uid", ["", ".", "..", "../1", "1/2", "1\n", "1.2\x00", "a.b", "1 2", "1" * 65, "١.٢"]
 )
 @pytest.mark.parametrize("place", [0, 1])
-def test_what_is_no_uid_never_becomes_a_path(files, uid, place):
+@pytest.mark.parametrize("way", ["write", "create"])
+def test_what_is_no_uid_never_becomes_a_path(files, uid, place, way):
     uids = ["1.2", "1.2.3"]
     uids[place] = uid
 
     with pytest.raises(NotAnInstance, match="is not a UID"):
-        files.write(*uids, [b"x"])
+        getattr(files, way)(*uids, [b"x"])
     assert files.paths() == []
 
 
@@ -91,6 +92,46 @@ def test_recover_leaves_a_file_alone_that_is_being_written(files):
     path = files.write("1.2", "1.2.3", chunks())
 
     assert removed == [] and path.read_bytes() == b"onetwo"
+
+
+def test_created_file_has_name_and_content_and_is_nobody_elses(files):
+    path = files.create("1.2", "1.2.3", [b"abc", b"def"])
+
+    assert path == files.root / "1.2" / "1.2.3.dcm"
+    assert files.create("1.2", "1.2.3", [b"other"]) is None
+    assert path.read_bytes() == b"abcdef"
+    assert [each.name for each in path.parent.iterdir()] == ["1.2.3.dcm"]
+
+
+def test_a_file_that_is_there_needs_no_room(tmp_path):
+    PixelFiles(tmp_path / "in", 0).create("1.2", "1.2.3", [b"x"])
+    full = PixelFiles(tmp_path / "in", min_free_bytes=2**62)
+
+    assert full.create("1.2", "1.2.3", [b"x"]) is None
+    with pytest.raises(OutOfSpace, match=r"files\.min_free_bytes"):
+        full.create("1.2", "1.2.4", [b"x"])
+
+
+def test_creation_that_fails_leaves_no_trace_and_may_be_tried_again(files, monkeypatch):
+    def failing(descriptor, parts):
+        os.write(descriptor, parts[0][:1])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", failing)
+        with pytest.raises(OutOfSpace, match=r"1\.2\.3: .*No space left on device"):
+            files.create("1.2", "1.2.3", [b"abc"])
+
+    assert list((files.root / "1.2").iterdir()) == []
+    assert files.create("1.2", "1.2.3", [b"abc"]).read_bytes() == b"abc"
+
+
+def test_creation_makes_a_folder_again_that_was_deleted(files):
+    path = files.create("1.2", "1.2.3", [b"x"])
+    files.discard(path)
+    path.parent.rmdir()
+
+    assert files.create("1.2", "1.2.3", [b"y"]).read_bytes() == b"y"
 
 
 def test_folder_that_was_deleted_is_made_again(files):

@@ -18,28 +18,27 @@ import pytest
 from dicom_node.network import scu
 from tests.rigs import destination, rig_settings, write_series
 
-CALLS = "write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,sendto,sendmsg"
+CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,mkdir,sendto,sendmsg"
+SYNCED_OPEN = "openat O_DSYNC"  # every write through it returns when the bytes are on the disk
 
 RECEIVER = """
 import os, stat, sys, threading
 from pathlib import Path
 sabotage, folder = sys.argv[1], Path(sys.argv[2])
-fsync, rename = os.fsync, os.rename
-
-def skip_sync(kind):
-    os.fsync = lambda fd: None if kind(os.fstat(fd).st_mode) else fsync(fd)
+fsync, writev = os.fsync, os.writev
 
 if sabotage == "file is not synced":
-    skip_sync(stat.S_ISREG)
+    os.O_DSYNC = 0
 if sabotage == "folders are not synced":
-    skip_sync(stat.S_ISDIR)
-if sabotage == "file is copied, not renamed":
-    def copy(old, new, *, src_dir_fd, dst_dir_fd):
-        folder = Path(os.readlink(f"/proc/self/fd/{dst_dir_fd}"))
-        with open(folder / new, "wb") as file:
-            file.write((folder / old).read_bytes())
-            fsync(file.fileno())
-    os.rename = copy
+    os.fsync = lambda fd: None if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd)
+if sabotage == "file is written through another descriptor":
+    def careless_write(fd, parts):
+        other = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+        try:
+            return writev(other, parts)
+        finally:
+            os.close(other)
+    os.writev = careless_write
 
 from dataclasses import replace
 from dicom_node.settings import Settings
@@ -101,7 +100,9 @@ def parse(trace: str) -> list[Call]:
         if re.search(r"= -1 E", rest) or "(" not in rest:
             continue
         name, _, text = rest.partition("(")
-        path = quoted_in(text) if name.startswith("rename") else path_in(text)
+        if name == "openat" and "O_DSYNC" in text:
+            name = SYNCED_OPEN
+        path = quoted_in(text) if name.startswith("openat") else path_in(text)
         calls.append(Call(name=name, path=path, text=text))
     return calls
 
@@ -118,7 +119,7 @@ def path_in(text: str) -> str:
 
 
 def quoted_in(text: str) -> str:
-    """Return the last quoted path of a call: of a renaming it is the new name."""
+    """Return the last quoted path of a call."""
     quoted = re.findall(r'"([^"]*)"', text)
     return quoted[-1] if quoted else ""
 
@@ -130,12 +131,10 @@ def missing_safeguards(calls: list[Call], series: str) -> list[str]:
         return ["there is no answer"]
     before = calls[: answers[0]]
     folder = rf"/in/{re.escape(series)}"
-    part, kept = rf"{folder}/[0-9.]+\.dcm\.[0-9-]+\.part$", rf"{folder}/[0-9.]+\.dcm$"
-    wal = r"/node\.db-wal$"
+    kept, wal = rf"{folder}/[0-9.]+\.dcm$", r"/node\.db-wal$"
     steps = [
-        ("write of the file", ("write", "writev"), part),
-        ("rename of the file", ("rename", "renameat", "renameat2"), r"\.dcm$"),
-        ("fsync of the file", ("fsync", "fdatasync"), kept),
+        ("synced creation of the file", (SYNCED_OPEN,), r"\.dcm$"),
+        ("write of the file", ("write", "writev"), kept),
         ("fsync of the folder", ("fsync",), rf"{folder}$"),
         ("write of the row", ("pwrite64", "write"), wal),
         ("sync of the row", ("fsync", "fdatasync"), wal),
@@ -147,6 +146,8 @@ def missing_safeguards(calls: list[Call], series: str) -> list[str]:
             missing.append(what)
         else:
             at = found + 1
+    if any(call.name == "openat" and re.search(r"\.dcm>\s*$", call.text) for call in before):
+        missing.append("another opening of the file")
     if first(before, 0, ("fsync",), r"/in$") is None:
         missing.append("fsync of the folder above")
     late = [call for call in before[at:] if call.name == "pwrite64" and re.search(wal, call.path)]
@@ -223,9 +224,8 @@ def test_success_is_sent_after_file_name_folder_and_row_are_durable(traced):
 @pytest.mark.parametrize(
     ("names", "path", "noticed"),
     [
-        (("write", "writev"), r"\.part$", "write of the file"),
-        (("fsync",), r"\.dcm$", "fsync of the file"),
-        (("rename", "renameat", "renameat2"), r"\.dcm$", "rename of the file"),
+        ((SYNCED_OPEN,), r"\.dcm$", "synced creation of the file"),
+        (("write", "writev"), r"\.dcm$", "write of the file"),
         (("fsync",), r"/in/[0-9.]+$", "fsync of the folder"),
         (("fsync",), r"/in$", "fsync of the folder above"),
         (("pwrite64",), r"-wal$", "write of the row"),
@@ -243,7 +243,7 @@ def test_check_notices_every_call_that_is_missing(traced, names, path, noticed):
 
 @pytest.mark.parametrize("late", [r"\.dcm$", r"/in/[0-9.]+$", r"-wal$"])
 def test_check_notices_every_sync_that_comes_after_the_answer(traced, late):
-    syncs = [c for c in traced.calls if "sync" in c.name and re.search(late, c.path)]
+    syncs = [c for c in traced.calls if "sync" in c.name.lower() and re.search(late, c.path)]
     others = [c for c in traced.calls if c not in syncs]
 
     assert missing_safeguards(others + syncs, traced.series)
@@ -252,9 +252,9 @@ def test_check_notices_every_sync_that_comes_after_the_answer(traced, late):
 @pytest.mark.parametrize(
     ("sabotage", "noticed"),
     [
-        ("file is not synced", "fsync of the file"),
+        ("file is not synced", "synced creation of the file"),
         ("folders are not synced", "fsync of the folder"),
-        ("file is copied, not renamed", "rename of the file"),
+        ("file is written through another descriptor", "another opening of the file"),
         ("database is not synced", "sync of the row"),
         ("answer comes first", "write of the file"),
     ],
