@@ -164,11 +164,21 @@ def _keep_again(
     if known is not None:
         _refuse_other_content(known, examined)
         if known.removal_id is None:
+            _mend(known, examined, files)
             return "duplicate"
     new = _write(examined, incoming, files)
     if known is not None:
         new = replace(new, same_as=known.sha256)
     return store.series.record_instance(new, now).outcome
+
+
+def _mend(known: InstanceRow, examined: Examined, files: PixelFiles) -> None:
+    """Write the known file anew if a piece of it is there: a crash came while it was put back."""
+    place = files.path_of(examined.series_uid, examined.sop_uid)
+    if (known.path, known.sha256) != (place, examined.sha256):
+        return
+    if place.stat().st_size != examined.size_bytes:
+        files.write(*_to_write(examined))
 
 
 def _is_correction(known: InstanceRow, examined: Examined, store: Store, by_hand: bool) -> bool:

@@ -11,6 +11,15 @@ glibc = pytest.mark.skipif(
     reason="this is not glibc",
 )
 
+
+def printed_by(code: str, *arguments: str) -> str:
+    """Return what a process of its own prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 HEAPS = """
 import ctypes, os, sys, threading
 from dicom_node import heaps
@@ -37,11 +46,7 @@ done.set()
 def test_the_service_shares_a_few_heaps_among_its_threads():
     heaps = {}
     for how in ("alone", "shared"):
-        done = subprocess.run(
-            [sys.executable, "-c", HEAPS, how], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        heaps[how] = done.stdout.count("<heap nr=")
+        heaps[how] = printed_by(HEAPS, how).count("<heap nr=")
 
     assert heaps["shared"] == 2 < heaps["alone"]
 
@@ -64,12 +69,7 @@ print(before - resident_kib())
 
 @glibc
 def test_what_is_free_between_what_is_held_goes_back_to_the_system():
-    done = subprocess.run(
-        [sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-    assert int(done.stdout) > 40_000  # of 80 MB, a twentieth of which is held
+    assert int(printed_by(HOLES)) > 40_000  # of 80 MB, a twentieth of which is held
 
 
 APART = """
@@ -90,11 +90,7 @@ print(len(gc.get_objects()), gc.collect() > 0, gone() is None)
 def test_what_was_loaded_is_searched_no_more_and_what_came_later_is_freed():
     searched = {}
     for how in ("as usual", "apart"):
-        done = subprocess.run(
-            [sys.executable, "-c", APART, how], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        count, *freed = done.stdout.split()
+        count, *freed = printed_by(APART, how).split()
         assert freed == ["True", "True"]
         searched[how] = int(count)
 
