@@ -103,8 +103,8 @@ def encode(dataset: Dataset) -> bytes:
 
 
 def write(instances: list[Instance], folder: Path) -> list[Path]:
-    """Return the files of `instances` in `folder`."""
-    folder.mkdir(parents=True)
+    """Return the files of `instances` in `folder`; files of those names are written over."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, instance in enumerate(instances):
         paths.append(folder / f"{number:04d}.dcm")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import probe
 from benchmarks.instances import Instance, Scanner, write
-from benchmarks.receivers import NodeReceiver, OrthancReceiver, Receiver, clear, cpu_s
+from benchmarks.receivers import NodeReceiver, OrthancReceiver, Receiver, cpu_s
 from tests.integration.partners import ENVIRONMENT, find_program
 
 MOST_BYTES = 256 * 2**20  # of one trial, on the disk and in memory
@@ -167,7 +167,11 @@ def idle_associations(receiver: Receiver, count: int) -> Iterator[None]:
 
 
 def send(loads: Sequence[Sequence[Instance]], folder: Path, receiver: Receiver) -> float:
-    """Return the seconds in which one storescu for each load has sent it."""
+    """Return the seconds in which one storescu for each load has sent it.
+
+    The files of the round before are written over: to remove them would slow whoever makes new ones
+    (docs/throughput.md, a pitfall of measuring).
+    """
     paths = [write(load, folder / str(place)) for place, load in enumerate(loads)]
     options = ["-aet", "SCANNER", "-aec", receiver.title, "127.0.0.1", str(receiver.port)]
     started = time.perf_counter()
@@ -182,7 +186,6 @@ def send(loads: Sequence[Sequence[Instance]], folder: Path, receiver: Receiver) 
     ]
     words = [sender.communicate(timeout=600)[0].decode() for sender in senders]
     took_s = time.perf_counter() - started
-    clear(folder)
     if any(sender.returncode for sender in senders):
         raise SystemExit(f"storescu to {receiver.name}: {words}")
     return took_s

@@ -1,7 +1,6 @@
 """The two receivers of the benchmark as processes: this node, and Orthanc that syncs its files."""
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -108,8 +107,3 @@ def family(pid: int) -> list[int]:
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) * TICK_S
-
-
-def clear(folder: Path) -> None:
-    """Remove what one round has sent."""
-    shutil.rmtree(folder, ignore_errors=True)

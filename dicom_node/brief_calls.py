@@ -25,7 +25,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "flock": (ctypes.c_int, ctypes.c_int),
     "open": (ctypes.c_char_p, ctypes.c_int),
     "recv": (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    "send": (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),
 }
 
 
@@ -36,7 +35,7 @@ def _load() -> ctypes.PyDLL | None:
         for name, arguments in ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes = arguments
-            function.restype = ctypes.c_ssize_t if name in ("recv", "send") else ctypes.c_int
+            function.restype = ctypes.c_ssize_t if name == "recv" else ctypes.c_int
     except (AttributeError, OSError, TypeError):
         return None
     return library
@@ -122,26 +121,6 @@ def receive(sock: socket.socket, target: memoryview) -> int:
         if ctypes.get_errno() not in WOULD_WAIT:  # told once: a second call finds the end
             raise _error()
     return sock.recv_into(target)
-
-
-def send(sock: socket.socket, data: bytes | memoryview) -> int:
-    """Return how many bytes were taken, as the socket's own method does.
-
-    Only what is small enough to be `bytes` is worth it: a view may be of much.
-
-    Raises
-    ------
-    OSError
-        If the connection is lost; TimeoutError if the peer takes nothing.
-    """
-    if _library and type(sock) is socket.socket and isinstance(data, bytes):
-        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        sent = int(_library.send(sock.fileno(), data, len(data), flags))
-        if sent >= 0:
-            return sent
-        if ctypes.get_errno() not in WOULD_WAIT:
-            raise _error()
-    return sock.send(data)
 
 
 def _error() -> OSError:

@@ -106,6 +106,7 @@ class Walk:
         With `open` an item delimiter ends them, and `end` is only the farthest that it may be.
         """
         data, add, last = self._data, self._pieces.append, 0x0007FFFF
+        values = {} if depth else self._found.values  # those inside of sequences are left out
         if depth > DEEPEST or (implicit and data[at + 4 : at + 6] in VRS):
             raise Unusual  # who knows: it may be explicit
         while at < end:
@@ -145,7 +146,7 @@ class Walk:
             stop = at + length
             if stop > end:
                 raise Unusual  # cut short, or of undefined length
-            value = data[at:stop]
+            value = encoded = data[at:stop]
             if not known and vr in (None, "UN") and value[:4] == ITEM:
                 # A private sequence shows only in its first bytes (PS3.5 6.2.2).
                 add(_single(tag))
@@ -158,8 +159,7 @@ class Walk:
                     value = value.rstrip(b" \x00")
                 add(_pair(tag, len(value)))
                 add(value)
-            if not depth:
-                self._found.values[tag] = vr, data[at:stop]
+            values[tag] = vr, encoded
             at = stop
         if open or at != end:
             raise Unusual

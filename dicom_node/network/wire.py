@@ -129,7 +129,7 @@ class Wire:
                 )
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send all of `data`.
+        """Send all of `data`; other threads run meanwhile: the peer takes its time to go on.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class Wire:
         rest = data
         while rest:
             try:
-                rest = rest[brief_calls.send(self._sock, rest) :]
+                rest = rest[self._sock.send(rest) :]
             except TimeoutError:
                 if time.monotonic() > deadline:
                     text = f"it does not read what we send for {self._limits.pdu_s:g} s"

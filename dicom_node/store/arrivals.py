@@ -61,6 +61,11 @@ KNOWN = OfRows(
 )
 INSERT = inserting(schema.instance, [*OF_INSTANCE, "series_id", "received_at"])
 
+OF_SERIES = ("series_uid", "study_uid", "modality", "description")
+NEW_SERIES = inserting(
+    schema.series, [*OF_SERIES, "acknowledged", "created_at", "last_received_at"], returning="id"
+)
+
 
 def counting(rows: Sequence[Row]) -> sa.Update:
     """Return the UPDATE that counts more instances of several series."""
@@ -231,16 +236,9 @@ def upsert_series(work: Work, new: NewInstance, now: datetime, count: int) -> in
     series_id = work.connection.execute(COUNT_BY_UID, values).scalar_one_or_none()
     if series_id is not None:
         return int(series_id)
-    first = sa.insert(schema.series).values(
-        series_uid=new.series_uid,
-        study_uid=new.study_uid,
-        modality=new.modality,
-        description=new.description,
-        acknowledged=count,
-        created_at=now,
-        last_received_at=now,
-    )
-    return int(work.execute(first.returning(schema.series.c.id)).scalar_one())
+    row = {name: getattr(new, name) for name in OF_SERIES}
+    row |= {"acknowledged": count, "created_at": now, "last_received_at": now}
+    return int(NEW_SERIES.run(work.connection, [row]).scalar_one())
 
 
 def restore(work: Work, known: InstanceRow, new: NewInstance, now: datetime) -> Recorded:

@@ -15,12 +15,27 @@ import sqlalchemy as sa
 
 from dicom_node.errors import StoreUnavailable
 from dicom_node.store import schema
+from dicom_node.store.prepared import OfRows, inserting
 
 GENESIS = "0" * 64  # what the first row follows
 HEAD = 1  # the only row of `audit_head`
 READ_ROWS = 2000
 # One form for one value, so that it does not matter how a database keeps JSON.
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+OF_HEAD = schema.audit_head.c
+NEWEST = OfRows(
+    {"id": OF_HEAD.id.type},
+    lambda rows: sa.select(OF_HEAD.hash).where(OF_HEAD.id == rows[0]["id"]).with_for_update(),
+)
+ADD = inserting(schema.audit, ("at", "event", "job_id", "fields", "hash"), returning="id")
+MOVE_HEAD = OfRows(
+    {name: OF_HEAD[name].type for name in ("id", "audit_id", "hash")},
+    lambda rows: (
+        sa.update(schema.audit_head)
+        .where(OF_HEAD.id == rows[0]["id"])
+        .values(audit_id=rows[0]["audit_id"], hash=rows[0]["hash"])
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +78,7 @@ def append(connection: sa.Connection, entries: Sequence[Entry]) -> None:
     """
     if not entries:
         return
-    table, head = schema.audit, schema.audit_head
-    this = head.c.id == HEAD
-    newest = connection.scalar(sa.select(head.c.hash).where(this).with_for_update())
+    newest = NEWEST.run(connection, [{"id": HEAD}]).scalar_one_or_none()
     if newest is None:
         raise StoreUnavailable("the audit trail has no head: run dicom-node verify")
     number: int | None = None
@@ -73,10 +86,8 @@ def append(connection: sa.Connection, entries: Sequence[Entry]) -> None:
         fields = schema.storable(entry.fields)
         newest = link(newest, entry.at, entry.event, fields)
         row = {"at": entry.at, "event": entry.event, "job_id": fields.get("job"), "fields": fields}
-        query = sa.insert(table).values(**row, hash=newest).returning(table.c.id)
-        number = connection.execute(query).scalar_one()
-    values = {"audit_id": number, "hash": newest}
-    connection.execute(sa.update(head).where(this).values(**values))
+        number = ADD.run(connection, [row | {"hash": newest}]).scalar_one()
+    MOVE_HEAD.run(connection, [{"id": HEAD, "audit_id": number, "hash": newest}])
 
 
 def prove(connection: sa.Connection) -> Proof:

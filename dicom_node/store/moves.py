@@ -13,7 +13,7 @@ from dicom_node.errors import LeaseLost, UnknownJob
 from dicom_node.states import JobState, next_state
 from dicom_node.store import schema
 from dicom_node.store.database import Work
-from dicom_node.store.prepared import OfRows, Row
+from dicom_node.store.prepared import OfRows, Row, inserting
 
 # What people read while nothing more particular is known.
 REASONS = {
@@ -81,6 +81,8 @@ def with_newest_job(rows: Sequence[Row]) -> sa.Select[Any]:
 
 
 WITH_NEWEST_JOB = OfRows({"uid": schema.series.c.series_uid.type}, with_newest_job)
+OF_JOB = ("series_id", "generation", "state", "reason", "created_at", "updated_at", "figures")
+NEW_JOB = inserting(schema.job, [*OF_JOB, *REOPENED], returning="id")
 
 
 def locked_job(work: Work, job_id: int) -> sa.Row[Any]:
@@ -156,8 +158,7 @@ def create_job(
         "figures": {},
         **REOPENED,
     }
-    query = sa.insert(schema.job).values(**row).returning(schema.job.c.id)
-    job_id = int(work.execute(query).scalar_one())
+    job_id = int(NEW_JOB.run(work.connection, [row]).scalar_one())
     work.record("job.create", now, job=job_id, series=series_uid, state=row["state"])
     return job_id
 

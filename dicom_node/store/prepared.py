@@ -141,7 +141,12 @@ class OfRows:
         )
 
 
-def inserting(table: sa.Table, columns: Sequence[str]) -> OfRows:
-    """Return the INSERT of rows that have values for `columns`."""
+def inserting(table: sa.Table, columns: Sequence[str], returning: str | None = None) -> OfRows:
+    """Return the INSERT of rows that have values for `columns`, which may be `returning` one."""
     types = {name: table.c[name].type for name in columns}
-    return OfRows(types, lambda rows: sa.insert(table).values(rows))
+
+    def statement(rows: Sequence[Row]) -> sa.Insert:
+        insert = sa.insert(table).values(rows)
+        return insert if returning is None else insert.returning(table.c[returning])
+
+    return OfRows(types, statement)

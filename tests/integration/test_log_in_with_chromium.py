@@ -29,6 +29,10 @@ FLAGS = (
 PATIENCE_S = 30.0
 
 
+class BrowserError(Exception):
+    """Chromium answered a command with an error."""
+
+
 class Browser:
     """Chromium, told what to do through the DevTools protocol on two pipes."""
 
@@ -55,7 +59,10 @@ class Browser:
         self._session = self.call("Target.attachToTarget", **attach)["sessionId"]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Return the answer to one command."""
+        """Return the answer to one command.
+
+        :raises BrowserError: if it is an error.
+        """
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -64,7 +71,9 @@ class Browser:
         while True:
             answer = self._read()
             if answer.get("id") == self._number:
-                return answer.get("result", {})
+                if "error" in answer:
+                    raise BrowserError(f"{method}: {answer['error']}")
+                return answer["result"]
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -86,9 +95,16 @@ class Browser:
     def wait(self, script: str) -> None:
         """Wait until the script is true in the page."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self.evaluate(script):
+        while not self._is_true(script):
             assert time.monotonic() < deadline, self.evaluate("document.body.innerText")
             time.sleep(0.1)
+
+    def _is_true(self, script: str) -> bool:
+        """Return whether the script is true; a page that is just being replaced has no answer."""
+        try:
+            return bool(self.evaluate(script))
+        except BrowserError:
+            return False
 
     def close(self) -> None:
         """End the browser."""
