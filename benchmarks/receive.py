@@ -66,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = bench.run()
         idle = bench.with_idle(node, arguments.idle) if arguments.idle else {}
     if arguments.json:
-        print(json.dumps({"cells": [asdict(c) | {"median": c.median} for c in cells], "idle": idle}, indent=1))
+        print(
+            json.dumps(
+                {"cells": [asdict(c) | {"median": c.median} for c in cells], "idle": idle}, indent=1
+            )
+        )
     else:
         print(table(cells))
         print(idle_line(idle) if idle else "", end="")
