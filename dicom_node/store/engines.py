@@ -16,9 +16,6 @@ from dicom_node.store.schema import json_text
 SQLITE, POSTGRESQL = ("sqlite", "sqlite+pysqlite"), ("postgresql", "postgresql+psycopg")
 BUSY_TIMEOUT_S = 30.0
 LOCKED_S = 0.02  # until a locked file is tried again
-# Of the write-ahead log (16 MB), until it is copied into the database: everybody who records waits
-# for that, and a page that was written often meanwhile is copied once.
-CHECKPOINT_PAGES = 4000
 CONNECTIONS = {"pool_size": 8, "max_overflow": 56}
 # PostgreSQL allows 100 connections to begin with, for the node, its workers and everybody else.
 CONNECTIONS_OF_SERVER = {"pool_size": 8, "max_overflow": 24, "pool_timeout": BUSY_TIMEOUT_S}
@@ -109,7 +106,6 @@ def prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None
     switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     connection.execute("PRAGMA foreign_keys=ON")
 
 

@@ -3,7 +3,6 @@
 import sqlite3
 import threading
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -26,15 +25,6 @@ def test_a_new_database_is_durable_and_lets_readers_through(store):
         }
 
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}  # 2 is FULL
-
-
-@SQLITE
-def test_the_write_ahead_log_does_not_grow_for_ever(store, url, now):
-    for number in range(60):
-        store.switches.set("filler", f"{number}" + "x" * 2**20, now)
-
-    log = Path(f"{sa.make_url(url).database}-wal").stat().st_size
-    assert 2**23 < log < 2**25  # 120 MB were written
 
 
 def test_the_migrations_build_exactly_the_tables_of_the_schema(store):
