@@ -82,7 +82,7 @@ def campaign(folder: Path, fillings: int, seed: int, *, guard_bytes: int) -> Row
             row.account = settle_account(stand)
             log = stand.node.log.read_text()
         row.details = {
-            "guard_bytes": guard_bytes,
+            "guard": f"{guard_bytes} bytes",  # no number: what is counted adds up
             "instances refused": log.count('"status": "A700"'),
             "attempts that failed": log.count('"event": "job.retry"'),
             "lines that say the database did not commit": log.count("did not commit"),
