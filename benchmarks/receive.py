@@ -66,11 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = bench.run()
         idle = bench.with_idle(node, arguments.idle) if arguments.idle else {}
     if arguments.json:
-        print(
-            json.dumps(
-                {"cells": [asdict(c) | {"median": c.median} for c in cells], "idle": idle}, indent=1
-            )
-        )
+        documents = [asdict(cell) | {"median": cell.median} for cell in cells]
+        print(json.dumps({"cells": documents, "idle": idle}, indent=1))
     else:
         print(table(cells))
         print(idle_line(idle) if idle else "", end="")

@@ -3,9 +3,9 @@
 Python lets another thread run during every call of the system. Where many threads receive, who
 makes a call of a microsecond then stands in the queue for the interpreter, behind those who
 compute. What is here keeps it, and only where there is nothing to wait for: a lock that is free, a
-lock file that is known, bytes that have come. Where there is, or the C library cannot be called so,
-Python's own call does it. To look up a name in a folder where others make files is not such a
-call: it waits for their journal, and everybody would wait with it.
+lock file that is known, bytes that have come, a file to close that is synced. Where there is, or
+the C library cannot be called so, Python's own call does it. To look up a name in a folder where
+others make files is not such a call: it waits for their journal, and everybody would wait with it.
 """
 
 import ctypes

@@ -2,7 +2,7 @@
 
 Python holds a constant amount while images come and go, but the C library kept what the largest
 ones once needed, and pieces between others: the service grew for hours without holding anything.
-Where there is no glibc nothing is done.
+Where there is no glibc the heaps are left as they are.
 """
 
 import ctypes

@@ -10,7 +10,7 @@ from dicom_node.content import split_file
 from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected, OutOfSpace
 from dicom_node.examination import Examined, Incoming, examine
-from dicom_node.pixel_files import PixelFiles, clear_folder, unclaimed_dir
+from dicom_node.pixel_files import PixelFiles, clear_folder, sha256_of, unclaimed_dir
 from dicom_node.store import InstanceRow, NewInstance, Store
 from dicom_node.store.schema import storable
 
@@ -173,11 +173,11 @@ def _keep_again(
 
 
 def _mend(known: InstanceRow, examined: Examined, files: PixelFiles) -> None:
-    """Write the known file anew if a piece of it is there: a crash came while it was put back."""
+    """Write the known file anew if it is not whole: a crash came while it was put back."""
     place = files.path_of(examined.series_uid, examined.sop_uid)
     if (known.path, known.sha256) != (place, examined.sha256):
         return
-    if place.stat().st_size != examined.size_bytes:
+    if sha256_of(place) != examined.sha256:
         files.write(*_to_write(examined))
 
 

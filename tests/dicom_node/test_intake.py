@@ -268,12 +268,13 @@ def test_a_piece_that_a_crash_has_left_is_no_image(take, files, store, tmp_path)
     assert piece.stat().st_size == whole.stat().st_size
 
 
-def test_a_piece_of_a_known_image_is_made_whole_by_the_sender(take, files):
+@pytest.mark.parametrize("rest", [b"", b"\xa5" * 100])
+def test_a_piece_of_a_known_image_is_made_whole_by_the_sender(take, files, rest):
     """Its file was lost, and a crash came while the sender's next try put it back."""
     take(encoded(make_instance()))
     [kept] = files.paths()
     content = kept.read_bytes()
-    kept.write_bytes(content[:-100])
+    kept.write_bytes(content[:-100] + rest)
 
     assert take(encoded(make_instance())).outcome == "duplicate"
     assert kept.read_bytes() == content

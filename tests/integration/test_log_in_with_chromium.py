@@ -61,7 +61,10 @@ class Browser:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Return the answer to one command.
 
-        :raises BrowserError: if it is an error.
+        Raises
+        ------
+        BrowserError
+            If it is an error.
         """
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
