@@ -348,17 +348,17 @@ class Sender:
 
     def _note_answer(self, answer: Answer, each: Outstanding, peer: PeerSettings) -> None:
         """Record how the destination took the request; its report comes on its own."""
-        meaning, requests = classify(answer.fault), each.requests + 1
+        meaning, refusals = classify(answer.fault), each.refusals + 1
         if meaning.verdict in (Verdict.SENT, Verdict.SENT_WITH_WARNING):
             return
         now = self._clock()
         what = "it was asked what it has" if peer.is_web else "storage commitment was asked for"
         reason = f"{peer.address}: {what}: {describe(answer.fault)}."
-        again: datetime | None = now + timedelta(seconds=self._backoff_s(requests))
+        again: datetime | None = now + timedelta(seconds=self._backoff_s(each.requests + 1))
         if meaning.verdict is Verdict.PERMANENT:
             again = None
-        elif requests >= self._settings.sending.max_attempts:
-            again, reason = None, f"{reason} Given up after {requests} requests."
+        elif refusals >= self._settings.sending.max_attempts:
+            again, reason = None, f"{reason} Given up after {refusals} requests in a row."
         uid = answer.request.transaction_uid
         self._store.commitments.refuse(uid, reason, now, again)
 

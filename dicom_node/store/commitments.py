@@ -57,6 +57,7 @@ class Outstanding:
     job_id: int
     destination: str
     requests: int  # made so far, without an answer that settled it
+    refusals: int  # in a row, up to now: what was accepted and not answered ends them
     study_uid: str
     by_series: Mapping[str, Sequence[str]]  # SOP instance UIDs
     instances: tuple[Reference, ...]
@@ -104,7 +105,10 @@ class CommitmentStore:
         )
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-            return [to_outstanding(row, uncommitted(connection, row.id)) for row in rows]
+            return [
+                to_outstanding(row, uncommitted(connection, row.id), refusals(connection, row))
+                for row in rows
+            ]
 
     def ask(
         self, wanted: Outstanding, transaction_uid: str, now: datetime, deadline: datetime
@@ -232,7 +236,20 @@ def settle_report(
     return SENT
 
 
-def to_outstanding(row: sa.Row[Any], instances: Sequence[sa.Row[Any]]) -> Outstanding:
+def refusals(connection: sa.Connection, delivery: sa.Row[Any]) -> int:
+    """Return how many requests in a row the destination has not accepted, since the last requeue.
+
+    `requeue` sets the count of requests back and leaves the transactions.
+    """
+    table = schema.commitment
+    of_it = table.c.delivery_id == delivery.id
+    accepted = sa.select(sa.func.max(table.c.id)).where(of_it, table.c.state != REFUSED)
+    since = table.c.id > sa.func.coalesce(accepted.scalar_subquery(), 0)
+    count = sa.select(sa.func.count()).where(of_it, since)
+    return min(connection.execute(count).scalar_one(), int(delivery.commit_requests))
+
+
+def to_outstanding(row: sa.Row[Any], instances: Sequence[sa.Row[Any]], refused: int) -> Outstanding:
     """Return a delivery's row and its uncommitted instances as a value."""
     by_series: dict[str, list[str]] = {}
     for one in instances:
@@ -243,6 +260,7 @@ def to_outstanding(row: sa.Row[Any], instances: Sequence[sa.Row[Any]]) -> Outsta
         job_id=row.job_id,
         destination=row.destination,
         requests=row.commit_requests,
+        refusals=refused,
         study_uid=row.study_uid,
         by_series=by_series,
         instances=tuple(

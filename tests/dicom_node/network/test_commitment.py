@@ -210,14 +210,14 @@ def test_answer_after_the_time_out_still_counts(tmp_path):
         wait_state(node, job_id, "DELIVERED")
 
 
-def test_unanswered_requests_end_at_last(tmp_path):
+def test_refused_requests_end_at_last(tmp_path):
     archive = Archive("refuse")
     with archive.listening(), node_with(tmp_path, archive, sending={"max_attempts": 2}) as node:
         job_id = publish(node.store, tmp_path / "a", count=2)
         wait_state(node, job_id, "DEAD")
 
         reason = delivery(node.store, job_id)["reason"]
-        assert "0x0213" in reason and "Given up after 2 requests" in reason
+        assert "0x0213" in reason and "Given up after 2 requests in a row" in reason
 
 
 def test_request_without_a_response_is_made_again(tmp_path):

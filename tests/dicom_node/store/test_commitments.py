@@ -204,6 +204,31 @@ def test_refused_request_waits_or_ends_the_delivery(store, asked, now):
     assert "not supported" in store.jobs.get(job_id).reason
 
 
+def test_refusals_are_counted_in_a_row_and_since_the_last_requeue(store, asked, now):
+    """An archive that accepts for days and answers late is not given up for one bad minute."""
+
+    def due(after):
+        [wanted] = store.commitments.due(now + after)
+        return wanted
+
+    store.commitments.refuse("2.25.1", "no connection", now, now + MINUTE)
+    assert (due(MINUTE).requests, due(MINUTE).refusals) == (1, 1)
+
+    ask(store, now + MINUTE, "2.25.2")  # accepted, and never answered
+    assert due(2 * MINUTE).refusals == 0
+    for number in (3, 4):
+        at = now + (number - 1) * MINUTE
+        ask(store, at, f"2.25.{number}")
+        store.commitments.refuse(f"2.25.{number}", "no connection", at, at + MINUTE)
+    assert (due(4 * MINUTE).requests, due(4 * MINUTE).refusals) == (4, 2)
+
+    ask(store, now + 4 * MINUTE, "2.25.5")
+    store.commitments.refuse("2.25.5", "not supported", now + 4 * MINUTE, None)
+    store.jobs.requeue(asked[0], now + 5 * MINUTE)
+    send_all(store, now + 5 * MINUTE)
+    assert due(6 * MINUTE).refusals == 0
+
+
 def test_refusal_that_comes_after_the_report_is_void(store, asked, now):
     job_id, uids = asked
     take(store, now, committed=uids)
