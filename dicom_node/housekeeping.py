@@ -164,9 +164,11 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
 
     A folder younger than a lease may belong to an attempt that is alive or about to be published.
     """
-    kept = result_folders(store.database)
+    folders = list(attempts_dir(settings).glob("*/*"))
+    names = {folder.parent.name for folder in folders}
+    kept = result_folders(store.database, [int(name) for name in names if name.isdecimal()])
     oldest = now.timestamp() - 2 * settings.engine.lease_s
-    for folder in attempts_dir(settings).glob("*/*"):
+    for folder in folders:
         if folder not in kept and newest_change(folder) < oldest and not in_use(store, folder):
             shutil.rmtree(folder)
             log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)

@@ -89,7 +89,7 @@ def is_clock_doubtful(store: Store, now: datetime) -> bool:
 
     A day is time for a person, or for the network's time, to set a wrong one right again.
     """
-    rows = store.audit.since("clock.set", now - CLOCK_SETTLES)
+    rows = store.audit.clock_steps(now - CLOCK_SETTLES)
     return any(abs(row.fields.get("seconds") or 0) >= CLOCK_STEP_S for row in rows if row.at <= now)
 
 

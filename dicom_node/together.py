@@ -161,3 +161,29 @@ class Recent(Generic[Out]):
             until = time.monotonic() + self._seconds
             known = self._answer = (self._ask(), until)
         return known[0]
+
+
+class Thrifty(Generic[Out]):
+    """An answer that is asked for anew the less often, the longer it takes to find.
+
+    What is quick is asked for each time. One thread asks, the others wait for its answer.
+    """
+
+    QUICK_S = 0.1
+    REST = 20  # times as long as it took beyond that, an answer is good
+
+    def __init__(self, ask: Callable[[], Out]) -> None:
+        self._ask = ask
+        self._answer: tuple[Out, float] | None = None  # and until when it is good
+        self._turn = threading.Lock()
+
+    def __call__(self) -> Out:
+        """Return an answer of now, or of a while ago."""
+        with self._turn:
+            begun = time.monotonic()
+            if self._answer is None or begun >= self._answer[1]:
+                answer = self._ask()
+                ended = time.monotonic()
+                rest = self.REST * max(0.0, ended - begun - self.QUICK_S)
+                self._answer = answer, ended + rest
+            return self._answer[0]

@@ -49,10 +49,9 @@ class AuditStore:
         with self._database.reading() as connection:
             return list(connection.scalars(query))
 
-    def since(self, event: str, at: datetime) -> list[AuditRow]:
-        """Return the rows of `event` since `at`, however many others came after them."""
-        table = schema.audit
-        these = (table.c.event == event) & (table.c.at > at)
+    def clock_steps(self, at: datetime) -> list[AuditRow]:
+        """Return the rows that say since `at` that the clock was set, whatever came after them."""
+        these = schema.IS_CLOCK_STEP & (schema.audit.c.at > at)
         with self._database.reading() as connection:
             return [AuditRow(**row._mapping) for row in connection.execute(columns().where(these))]
 

@@ -99,12 +99,13 @@ class CommitmentStore:
             sa.select(delivery, job.c.derived_series_uid, series.c.series_uid, series.c.study_uid)
             .join(job, job.c.id == delivery.c.job_id)
             .join(series, series.c.id == job.c.series_id)
-            .where(job.c.state == JobState.DERIVED, delivery.c.state == SENT)
+            .where(job.c.state == JobState.DERIVED)
             .where(delivery.c.awaits_commitment, ready, delivery.c.destination.not_in(busy))
             .order_by(delivery.c.id)
         )
         with self._database.reading() as connection:
-            rows = connection.execute(query).all()
+            # Not a condition of the query: SQLite would look through all that was ever sent.
+            rows = [row for row in connection.execute(query).all() if row.state == SENT]
             return [
                 to_outstanding(row, uncommitted(connection, row.id), refusals(connection, row))
                 for row in rows

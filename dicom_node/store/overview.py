@@ -1,6 +1,7 @@
 """What the status page and housekeeping read: never writes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from dicom_node.states import JobState
 from dicom_node.store import schema
 from dicom_node.store.database import Database
+from dicom_node.store.lots import MOST_VARIABLES
 from dicom_node.store.removals import FILES
 from dicom_node.store.results import series_made
 from dicom_node.store.series import delivery_figures, newest_jobs, note_figures, several
@@ -77,11 +79,15 @@ def series_lines(
     )
     if job_id is not None:
         query = query.where(job.c.id == job_id)
+    lines = query.subquery()
+    shown, of_series = sa.select(lines.c.job_id), sa.select(lines.c.series_id)
+    notes_about = schema.IS_NOTE & schema.job.c.series_id.in_(of_series)
+    about = sa.select(schema.job.c.id).where(notes_about)
     with database.reading() as connection:
-        deliveries = delivery_figures(connection)
-        notes = note_figures(connection, deliveries)
+        deliveries = delivery_figures(connection, sa.union_all(shown, about))
+        notes = note_figures(connection, deliveries, of_series)
         rows = connection.execute(query).all()
-        made = series_made(connection, sa.select(query.subquery().c.job_id))
+        made = series_made(connection, shown)
         return [
             line_of(row, deliveries.get(row.job_id, []), notes.get(row.series_id, []))
             | several(made.get(row.job_id, []))
@@ -138,13 +144,22 @@ def oldest_queued(database: Database) -> datetime | None:
         return connection.scalar(query)
 
 
-def result_folders(database: Database) -> set[Path]:
-    """Return the folders with files that jobs send, as far as they have not gone."""
+def result_folders(database: Database, job_ids: Sequence[int]) -> set[Path]:
+    """Return the folders of the first and the last file that each of the jobs sends.
+
+    As far as they have not gone. A job's files lie in one folder, or in a few.
+    """
     table, removal = schema.derived_instance, schema.removal
-    query = sa.select(table.c.path).outerjoin(removal, removal.c.id == table.c.removal_id)
+    ends = sa.func.min(table.c.path).label("first"), sa.func.max(table.c.path).label("last")
+    query = sa.select(*ends).outerjoin(removal, removal.c.id == table.c.removal_id)
+    query = query.where(removal.c.ended_at.is_(None)).group_by(table.c.job_id)
+    found: set[Path] = set()
     with database.reading() as connection:
-        rows = connection.execute(query.where(removal.c.ended_at.is_(None)))
-        return {Path(path).parent for path in rows.scalars()}
+        for start in range(0, len(job_ids), MOST_VARIABLES):
+            some = job_ids[start : start + MOST_VARIABLES]
+            for row in connection.execute(query.where(table.c.job_id.in_(some))):
+                found |= {Path(row.first).parent, Path(row.last).parent}
+    return found
 
 
 def stored_files(database: Database) -> list[StoredFile]:

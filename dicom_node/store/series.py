@@ -208,12 +208,13 @@ class SeriesStore:
 
 
 def newest_jobs() -> sa.Subquery:
-    """Return the newest generation of every series as a subquery."""
-    job = schema.job
-    newest = sa.select(job.c.series_id, sa.func.max(job.c.generation).label("generation"))
-    last = newest.group_by(job.c.series_id).subquery()
-    same = (job.c.series_id == last.c.series_id) & (job.c.generation == last.c.generation)
-    return sa.select(job).join(last, same).subquery()
+    """Return the newest generation of every series as a subquery.
+
+    No grouping: who wants a few of them does not look at the jobs of years.
+    """
+    job, later = schema.job, schema.job.alias()
+    same = (later.c.series_id == job.c.series_id) & (later.c.generation > job.c.generation)
+    return sa.select(job).where(~sa.select(later.c.id).where(same).exists()).subquery()
 
 
 def newest_jobs_with_series() -> sa.Select[Any]:
@@ -234,11 +235,21 @@ def several(made: Sequence[str]) -> dict[str, list[str]]:
 
 
 def note_figures(
-    connection: sa.Connection, deliveries: Mapping[int, list[dict[str, Any]]]
+    connection: sa.Connection,
+    deliveries: Mapping[int, list[dict[str, Any]]],
+    series: sa.SelectBase | None = None,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Return for each series the deliveries of the rejection notes about what it became."""
+    """Return for each series the deliveries of the rejection notes about what it became.
+
+    Parameters
+    ----------
+    series
+        The ids of the series that are asked for; None: all.
+    """
     job = schema.job
-    query = sa.select(job.c.series_id, job.c.id).where(job.c.generation < 0).order_by(job.c.id)
+    query = sa.select(job.c.series_id, job.c.id).where(schema.IS_NOTE).order_by(job.c.id)
+    if series is not None:
+        query = query.where(job.c.series_id.in_(series))
     found: dict[int, list[dict[str, Any]]] = {}
     for row in connection.execute(query):
         marked = [line | {"content": "rejection note"} for line in deliveries.get(row.id, [])]
@@ -246,11 +257,18 @@ def note_figures(
     return found
 
 
-def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]]]:
+def delivery_figures(
+    connection: sa.Connection, jobs: sa.SelectBase | None = None
+) -> dict[int, list[dict[str, Any]]]:
     """Return for each job its deliveries, and how many instances stand where.
 
     "sent" counts what the destination has, "warned" those of them that it took with a warning,
     "failed" what it refused, or did not answer, when it was last sent.
+
+    Parameters
+    ----------
+    jobs
+        The ids of the jobs that are asked for; None: all.
     """
     delivery, part = schema.delivery, schema.delivery_instance
     warned = sa.or_(*(part.c.status.between(*both) for both in statuses(Verdict.SENT_WITH_WARNING)))
@@ -271,6 +289,8 @@ def delivery_figures(connection: sa.Connection) -> dict[int, list[dict[str, Any]
         .group_by(delivery.c.id, delivery.c.job_id, delivery.c.destination, delivery.c.state)
         .order_by(delivery.c.id)
     )
+    if jobs is not None:
+        query = query.where(delivery.c.job_id.in_(jobs))
     figures: dict[int, list[dict[str, Any]]] = {}
     for row in connection.execute(query):
         line = {name: value for name, value in row._mapping.items() if name != "job_id"}

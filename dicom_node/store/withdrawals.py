@@ -149,20 +149,23 @@ class WithdrawalStore:
         Each job has its own transaction: images arrive meanwhile. A worker may have published one
         while its weights were being recalled.
         """
-        recalls, job = schema.recall, schema.job
-        query = (
-            sa.select(job.c.id, recalls.c.reason)
-            .join(recalls, recalls.c.weights_sha256 == job.c.weights_sha256)
-            .where(job.c.withdrawn_at.is_(None), job.c.state.in_(WITH_RESULT))
-            .where(job.c.derived_series_uid.is_not(None), job.c.generation > 0)
-            .order_by(job.c.id)
-            .limit(most)
-        )
+        recall, job = schema.recall, schema.job
         with self._database.reading() as connection:
-            missed = connection.execute(query).all()
+            recalled = connection.execute(sa.select(recall.c.weights_sha256, recall.c.reason))
+            reasons = {row.weights_sha256: row.reason for row in recalled}
+            query = (
+                sa.select(job.c.id, job.c.weights_sha256)
+                .where(job.c.weights_sha256.in_(reasons), job.c.withdrawn_at.is_(None))
+                .where(job.c.state.in_(WITH_RESULT), job.c.derived_series_uid.is_not(None))
+                .where(job.c.generation > 0)
+                .order_by(job.c.id)
+                .limit(most)
+            )
+            missed = connection.execute(query).all() if reasons else []
         for row in missed:
             with self._database.transaction() as work:
-                withdraw(work, row.id, Grounds(title=SAFETY, reason=row.reason), now)
+                reason = reasons[row.weights_sha256]
+                withdraw(work, row.id, Grounds(title=SAFETY, reason=reason), now)
 
     def reject(
         self, sop_uids: Iterable[str], calling_ae: str, grounds: Grounds, now: datetime
@@ -202,7 +205,7 @@ class WithdrawalStore:
     def note_states(self) -> dict[str, int]:
         """Return how many rejection notes stand in each state that one can be in."""
         job = schema.job
-        query = sa.select(job.c.state, sa.func.count()).where(job.c.generation < 0)
+        query = sa.select(job.c.state, sa.func.count()).where(schema.IS_NOTE)
         with self._database.reading() as connection:
             rows = connection.execute(query.group_by(job.c.state))
             found = {row[0]: row[1] for row in rows}

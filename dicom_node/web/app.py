@@ -113,7 +113,7 @@ class Pages:
         rows = series_lines(self.store.database, limit=MOST_LINES)
         places = {one.job_id: one for one in self._queue(now)}
         lines = [views.series_line(row, now, places.get(row["job_id"])) for row in rows]
-        states = self.store.series.states()
+        states = self.store.recent_states()
         return self._page(
             "index.html",
             request,
@@ -156,9 +156,9 @@ class Pages:
 
     def metrics(self, request: Request) -> Response:
         """Return the metrics in Prometheus' text format, the store's share as of now."""
-        ledger = self.store.ledger()
+        ledger = self.store.recent_ledger()
         telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
-        telemetry.set_jobs(self.store.series.states())
+        telemetry.set_jobs(self.store.recent_states())
         telemetry.set_rejection_notes(self.store.withdrawals.note_states())
         late = self._turnaround(datetime.now(UTC))
         telemetry.set_turnaround(late.overdue, late.late, late.slowest_s)
@@ -229,7 +229,7 @@ class Pages:
 
     def _lights(self, now: datetime) -> list[views.Light]:
         health = self.health(now)
-        ledger = self.store.ledger()
+        ledger = self.store.recent_ledger()
         sending = sending_text(self.settings, self.store)
         receiving = f"{self.settings.node.host}:{self.probe.scp_port()}"
         queued_s = health["oldest_queued_s"]

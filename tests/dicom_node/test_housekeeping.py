@@ -113,7 +113,7 @@ def test_the_folder_of_a_result_that_was_published_meanwhile_stays(node, monkeyp
     (published,) = attempts_dir(node.settings).glob("*/*")
     age(published, 3 * node.settings.engine.lease_s)
     # As if the sweep had read the rows before they were there; the campaign saw it happen.
-    monkeypatch.setattr(housekeeping, "result_folders", lambda database: set())
+    monkeypatch.setattr(housekeeping, "result_folders", lambda database, job_ids: set())
 
     housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dicom_node.together import Behind, Recent, SharedWorkFailed, Together
+from dicom_node.together import Behind, Recent, SharedWorkFailed, Thrifty, Together
 
 
 def run_all(together: Together, items: list[int]) -> dict[int, object]:
@@ -147,3 +147,33 @@ def test_a_recent_answer_is_not_asked_for_again():
     assert len(asked) == 1
     at_once(), at_once()
     assert len(asked) == 3
+
+
+def test_an_answer_that_takes_long_is_asked_for_again_after_a_while_only():
+    asked = []
+
+    def quick():
+        asked.append(1)
+
+    def slow():
+        quick()
+        time.sleep(0.2)
+
+    at_once, thrifty = Thrifty(quick), Thrifty(slow)
+    at_once(), at_once()
+    assert len(asked) == 2
+    thrifty(), thrifty()
+    assert len(asked) == 3
+
+
+def test_an_answer_that_takes_long_is_asked_for_again_after_its_rest():
+    class Restless(Thrifty):
+        QUICK_S, REST = 0.0, 1
+
+    asked = []
+    answer = Restless(lambda: (asked.append(1), time.sleep(0.05)))
+    answer(), answer()
+    assert len(asked) == 1
+    time.sleep(0.1)
+    answer()
+    assert len(asked) == 2
