@@ -96,6 +96,10 @@ bench-receive: system-packages .venv/test.stamp ## how fast the node receives, b
 bench-parts: .venv/test.stamp ## what receiving costs the processor, part by part, in half a minute
 	$(BIN)/python -m benchmarks.parts
 
+.PHONY: bench-years
+bench-years: .venv/test.stamp ## how long the node's questions take after 100,000 series, in two minutes
+	$(BIN)/python -m benchmarks.years
+
 .PHONY: pictures
 pictures: system-packages .venv/test.stamp ## the pictures of docs/operations.md: companions in Orthanc's Web viewer (orthanc-webviewer) and dcmtk
 	$(BIN)/python -m tests.integration.pictures docs/pictures
