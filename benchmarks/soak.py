@@ -232,6 +232,7 @@ def soak(folder: Path, archive: PeerSettings, arguments: argparse.Namespace) -> 
         states = settled(node)
         warm_mib, end_mib = memory.growth()
         kept = node.count()
+        database = (node.folder / "state" / "node.db").stat().st_size
         verified = verify(node)
     finally:
         stop.set()
@@ -239,7 +240,8 @@ def soak(folder: Path, archive: PeerSettings, arguments: argparse.Namespace) -> 
     return {
         "minutes": arguments.minutes, "senders": arguments.senders, "acts": dict(tally.acts),
         "instances_sent": tally.sent, "acknowledged": len(tally.acknowledged), "kept": kept,
-        "images_per_s": rates, "wrong_answers": Counter(tally.wrong),
+        "database_mib": round(database / 2**20), "images_per_s": rates,
+        "wrong_answers": Counter(tally.wrong),
         "page_failures": memory.page_failures, "jobs": states, "verify": verified,
         "rss_mib": [round(warm_mib, 1), round(end_mib, 1)],
         "rss_growth": round(end_mib / warm_mib - 1, 4),
