@@ -172,6 +172,9 @@ def add_deciding(add: Callable[..., Parser]) -> None:
     """Add the commands that change what the node does."""
     jobs = add("jobs", operations.jobs, "list every received series, or decide about one")
     jobs.add_argument("--json", action="store_true", help="print one JSON document")
+    jobs.add_argument(
+        "--all", action="store_true", help="all that is over, too, not only the newest of it"
+    )
     jobs.add_argument("decision", nargs="?", choices=tuple(operations.DECISIONS))
     jobs.add_argument("job", nargs="?", metavar="JOB", help="job number or series UID")
     for name, decision in operations.DECISIONS.items():

@@ -4,7 +4,6 @@ A terminal shows the end of what it prints: there are the series that wait for s
 line that says how things are.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -84,18 +83,23 @@ def age(passed: timedelta) -> str:
 
 
 def summary(
-    lines: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, int],
     queue: Sequence[Place],
     sending: str,
     late: Turnaround,
 ) -> str:
-    """Return how things are, in one line."""
-    counts = Counter(JobState(line["state"]) for line in lines)
+    """Return how things are, in one line.
+
+    Parameters
+    ----------
+    counts
+        How many series stand in each state.
+    """
     people = sum(counts[state] for state in NEEDS_PERSON)
     ready = sum(place.position is not None for place in queue)
     held_back = f" and {len(queue) - ready} held back" if len(queue) > ready else ""
     said = [
-        f"{len(lines)} series",
+        f"{sum(counts.values())} series",
         f"{people} wait for a person" if people else "nothing waits for a person",
         f"{counts[JobState.RUNNING]} running",
         f"{ready} queued{held_back}",

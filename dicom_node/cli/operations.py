@@ -17,6 +17,7 @@ from dicom_node.errors import InstanceRejected, NodeError, SettingsError, Unknow
 from dicom_node.intake import submit_file
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings, is_loopback
+from dicom_node.states import JobState
 from dicom_node.store import Store, open_store
 from dicom_node.store.engines import check_url
 from dicom_node.store.overview import (
@@ -33,6 +34,7 @@ from dicom_node.worker.decisions import DECISIONS
 
 Arguments = argparse.Namespace
 REFUSED = 1
+MOST_OVER = 200  # series that are done with, in a table for people
 
 
 class Refused(NodeError):
@@ -79,19 +81,28 @@ def jobs(arguments: Arguments) -> None:
         if arguments.json:
             print_json(store.series.listing())
             return
-        show_jobs(settings, store, datetime.now(UTC))
+        show_jobs(settings, store, datetime.now(UTC), everything=arguments.all)
 
 
-def show_jobs(settings: Settings, store: Store, now: datetime) -> None:
-    """Print the table for people, and below it how things are."""
-    lines = series_lines(store.database)
-    if not lines:
+def show_jobs(settings: Settings, store: Store, now: datetime, *, everything: bool) -> None:
+    """Print the table for people, and below it how things are.
+
+    What is over fills the table of a node that is a year old: the newest are shown.
+    """
+    states = store.series.states()
+    if not any(states.values()):
         print("Nothing has been received yet.")
         return
+    over = [state for state in JobState if state not in listing.GROUPS]
+    lines = series_lines(store.database, states=[*listing.GROUPS])
+    lines += series_lines(store.database, states=over, limit=None if everything else MOST_OVER)
     queue = store.jobs.queue(now, settings.queue_order())
     late = turnaround(store.database, now, settings.order.turnaround_s)
     print(listing.lines_for_people(lines, queue, now))
-    print(listing.summary(lines, queue, sending_text(settings, store), late))
+    left_out = sum(states.values()) - len(lines)
+    if left_out > 0:
+        print(f"{left_out} older series that are over are not shown: dicom-node jobs --all")
+    print(listing.summary(states, queue, sending_text(settings, store), late))
 
 
 def decide(arguments: Arguments) -> None:

@@ -1,7 +1,7 @@
 """What the status page and housekeeping read: never writes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -50,11 +50,15 @@ class Turnaround:
 
 
 def series_lines(
-    database: Database, *, limit: int | None = None, job_id: int | None = None
+    database: Database,
+    *,
+    limit: int | None = None,
+    job_id: int | None = None,
+    states: Collection[JobState] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the listing's elements with job number, times and progress, newest series first.
 
-    With `job_id` only that job, even if it is not its series' newest one.
+    With `job_id` only that job, even if it is not its series' newest one; with `states` only those.
     """
     series, instance = schema.series, schema.instance
     job = schema.job if job_id is not None else newest_jobs()
@@ -79,6 +83,8 @@ def series_lines(
     )
     if job_id is not None:
         query = query.where(job.c.id == job_id)
+    if states is not None:
+        query = query.where(job.c.state.in_(states))
     lines = query.subquery()
     shown, of_series = sa.select(lines.c.job_id), sa.select(lines.c.series_id)
     notes_about = schema.IS_NOTE & schema.job.c.series_id.in_(of_series)

@@ -13,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
+from benchmarks.years import add
 from dicom_node import signing
-from dicom_node.cli import main
+from dicom_node.cli import main, operations
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.states import JobState
 from dicom_node.store import schema
@@ -106,6 +107,23 @@ def test_jobs_for_people_is_a_table(node, run):
     assert said == (
         "1 series; nothing waits for a person; 0 running; 1 queued; 0 being sent; sending on"
     )
+
+
+def test_jobs_for_people_shows_the_newest_of_what_is_over(node, run, monkeypatch):
+    Worker(node.settings, node.store, engine=copying_engine()).run_once()
+    add(node.store, 1000, 3)  # delivered
+    monkeypatch.setattr(operations, "MOST_OVER", 2)
+
+    _, cut, _ = run("jobs")
+    _, whole, _ = run("jobs", "--all")
+
+    *table, left_out, said = cut.splitlines()
+    assert [line.split()[:2] for line in table[1:]] == [
+        ["1001", "DELIVERED"], ["1002", "DELIVERED"], ["1", "DERIVED"],
+    ]  # fmt: skip
+    assert left_out == "1 older series that are over are not shown: dicom-node jobs --all"
+    assert said.startswith("4 series; ")
+    assert [line.split()[0] for line in whole.splitlines()[1:-1]] == ["1000", "1001", "1002", "1"]
 
 
 @pytest.mark.parametrize("by_series_uid", [False, True])

@@ -1,11 +1,13 @@
 """`dicom-node jobs` for people: what needs one stands last, above a line that sums it up."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from dicom_node.cli.listing import lines_for_people, summary
 from dicom_node.order import Place
+from dicom_node.states import JobState
 from dicom_node.store.overview import Turnaround
 
 NOW = datetime(2026, 3, 4, 3, 0, tzinfo=UTC)
@@ -56,9 +58,11 @@ def test_what_needs_a_person_stands_last_and_the_head_of_the_queue_below_its_tai
 
 
 def test_the_last_line_says_how_things_are(lines):
+    counts = Counter({state.value: 0 for state in JobState})
+    counts.update(line["state"] for line in lines)
     late = Turnaround(overdue=2, late=0, slowest_s=None)
 
-    said = summary(lines, QUEUE, "OFF", late)
+    said = summary(counts, QUEUE, "OFF", late)
 
     assert said == (
         "7 series; 1 wait for a person; 1 running; 2 queued and 1 held back; 0 being sent; "
