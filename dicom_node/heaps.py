@@ -9,16 +9,23 @@ import ctypes
 import gc
 from contextlib import suppress
 
-M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3)
+ARENAS = 2
+LARGE_BYTES = 2**20  # lies apart, outside of the heaps, and goes back to the system when freed
+TOP_BYTES = 2**21  # free at a heap's end, before it is cut there and then
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 
 
 def share() -> None:
-    """Let all threads share a few heaps; call it before there are threads.
+    """Let all threads share a few heaps of small things; call it before there are threads.
 
-    Each thread has one of its own otherwise.
+    Each thread has one of its own otherwise, and after the first large block that was freed the C
+    library puts blocks of its size into the heaps, where they leave holes.
     """
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
+        library = ctypes.CDLL(None)
+        library.mallopt(M_ARENA_MAX, ARENAS)
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, TOP_BYTES)
 
 
 def give_back() -> None:

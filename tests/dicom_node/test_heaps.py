@@ -51,6 +51,29 @@ def test_the_service_shares_a_few_heaps_among_its_threads():
     assert heaps["shared"] == 2 < heaps["alone"]
 
 
+LARGE = """
+import ctypes, sys
+from dicom_node import heaps
+if sys.argv[1] == "shared":
+    heaps.share()
+del (first := [bytes(8 << 20)])[0]
+large = bytes(4 << 20)
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+Figures = type("Figures", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in names]})
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Figures
+print(mallinfo().hblkhd >= len(large))
+"""
+
+
+@glibc
+def test_large_blocks_leave_no_holes_in_the_heaps():
+    """Once one was freed, the C library would put the next ones into a heap."""
+    apart = {how: printed_by(LARGE, how).strip() for how in ("alone", "shared")}
+
+    assert apart == {"alone": "False", "shared": "True"}
+
+
 HOLES = """
 import gc
 from dicom_node import heaps
