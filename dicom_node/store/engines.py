@@ -16,6 +16,7 @@ from dicom_node.store.schema import json_text
 SQLITE, POSTGRESQL = ("sqlite", "sqlite+pysqlite"), ("postgresql", "postgresql+psycopg")
 BUSY_TIMEOUT_S = 30.0
 LOCKED_S = 0.02  # until a locked file is tried again
+MOST_LOG_BYTES = 2**25  # of write-ahead log that stay on the disk; some thousand images' rows
 CONNECTIONS = {"pool_size": 8, "max_overflow": 56}
 # PostgreSQL allows 100 connections to begin with, for the node, its workers and everybody else.
 CONNECTIONS_OF_SERVER = {"pool_size": 8, "max_overflow": 24, "pool_timeout": BUSY_TIMEOUT_S}
@@ -107,6 +108,8 @@ def prepare_sqlite(connection: Any, _: Any) -> None:
     switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+    # Who reads for minutes (`verify`) keeps everything in the log meanwhile, which stays so long.
+    connection.execute(f"PRAGMA journal_size_limit={MOST_LOG_BYTES}")
 
 
 def switch_to_wal(connection: Any) -> None:

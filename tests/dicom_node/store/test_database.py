@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from alembic.migration import MigrationContext
 from dicom_node.errors import SettingsError, StoreUnavailable
 from dicom_node.store import open_store, schema
 from dicom_node.store.database import Database
-from dicom_node.store.engines import make_engine
+from dicom_node.store.engines import MOST_LOG_BYTES, make_engine
 from tests.dicom_node.store.conftest import SQLITE
 
 
@@ -25,6 +26,20 @@ def test_a_new_database_is_durable_and_lets_readers_through(store):
         }
 
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}  # 2 is FULL
+
+
+@SQLITE
+def test_the_log_that_a_long_reader_has_kept_is_cut_when_it_has_ended(store, url, now):
+    log = Path(f"{sa.make_url(url).database}-wal")
+    with store.database.reading() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM switch").scalar()
+        for number in range(20):
+            store.switches.set("filler", f"{number}" + "x" * 2**21, now)
+        assert log.stat().st_size > MOST_LOG_BYTES
+    for number in range(3):
+        store.switches.set("filler", number, now)
+
+    assert log.stat().st_size <= MOST_LOG_BYTES
 
 
 def test_the_migrations_build_exactly_the_tables_of_the_schema(store):
