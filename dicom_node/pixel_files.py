@@ -24,6 +24,7 @@ MOST_OPEN_FOLDERS = 128
 MOST_AT_ONCE = 64  # pieces of a file in one call
 AMPLE_BYTES = 2**30  # while there is so much more room than needed, it is asked about ...
 SPACE_S = 0.1  # ... only so often
+LARGE_BYTES = 2**18  # of a file that is not kept in the page cache
 LOCK_STRIPES = 256
 FOLDERS_LOCK = LOCK_STRIPES  # behind those of the instances, which are held meanwhile
 
@@ -336,7 +337,9 @@ def _create_durably(name: str, chunks: Iterable[bytes], folder: _Folder) -> None
     """Write a file that is on the disk then, under a name that nobody has.
 
     One call writes and syncs it (`O_DSYNC`: the bytes and what is needed to read them). Where
-    something fails there is nothing left.
+    something fails there is nothing left. A large one leaves the page cache: it is read once, by
+    the engine, and memory that was never used costs a virtual machine more than the whole receiving
+    (docs/throughput.md).
 
     Raises
     ------
@@ -346,7 +349,10 @@ def _create_durably(name: str, chunks: Iterable[bytes], folder: _Folder) -> None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
     file = os.open(name, flags, 0o666, dir_fd=folder.descriptor)
     try:
-        _write_all(file, [memoryview(chunk) for chunk in chunks])
+        size = _write_all(file, [memoryview(chunk) for chunk in chunks])
+        if size >= LARGE_BYTES:
+            with suppress(OSError):
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError:
         with suppress(OSError):
             os.unlink(name, dir_fd=folder.descriptor)
@@ -355,14 +361,17 @@ def _create_durably(name: str, chunks: Iterable[bytes], folder: _Folder) -> None
         brief_calls.close(file)  # it is synced: nothing is left to wait for
 
 
-def _write_all(file: int, rest: list[memoryview]) -> None:
-    """Write all of the pieces, in one call if the system takes them."""
+def _write_all(file: int, rest: list[memoryview]) -> int:
+    """Return how many bytes that were: all of the pieces, in one call if the system takes them."""
+    size = 0
     while rest:
         written = os.writev(file, rest[:MOST_AT_ONCE])
+        size += written
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if rest:
             rest[0] = rest[0][written:]
+    return size
 
 
 def _fsync_folder(folder: Path) -> None:

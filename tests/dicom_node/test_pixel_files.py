@@ -1,5 +1,7 @@
 """Durable instance files: names, space, leftovers, exclusion."""
 
+import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 
 from dicom_node import pixel_files
 from dicom_node.errors import NotAnInstance, OutOfSpace
-from dicom_node.pixel_files import PixelFiles, clear_folder
+from dicom_node.pixel_files import LARGE_BYTES, PixelFiles, clear_folder
 
 
 @pytest.fixture
@@ -110,6 +112,35 @@ def test_a_file_that_is_there_needs_no_room(tmp_path):
     assert full.create("1.2", "1.2.3", [b"x"]) is None
     with pytest.raises(OutOfSpace, match=r"files\.min_free_bytes"):
         full.create("1.2", "1.2.4", [b"x"])
+
+
+def cached_pages(path) -> int:
+    """Return how many pages of a file are in memory."""
+    count = -(-path.stat().st_size // mmap.PAGESIZE)
+    pages = (ctypes.c_ubyte * count)()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(start))
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), pages) == 0
+        del start
+    return sum(page & 1 for page in pages)
+
+
+def lies_in_memory(path) -> bool:
+    """Return whether the file lies in memory: nothing of it can leave."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return cached_pages(path) > 0
+
+
+def test_a_large_file_is_not_kept_in_memory(files):
+    small = files.create("1.2", "1.2.1", [bytes(LARGE_BYTES // 4)])
+    large = files.create("1.2", "1.2.2", [bytes(8 * LARGE_BYTES)])
+    kept = cached_pages(small)
+    if not kept or lies_in_memory(small):
+        pytest.skip("the file system has no page cache, or nothing else")
+
+    assert cached_pages(large) <= kept
 
 
 def test_creation_that_fails_leaves_no_trace_and_may_be_tried_again(files, monkeypatch):
