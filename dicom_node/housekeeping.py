@@ -20,7 +20,7 @@ from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Store
-from dicom_node.store.overview import result_folders
+from dicom_node.store.overview import is_result_folder, result_folders
 from dicom_node.worker import attempts_dir
 from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
@@ -163,13 +163,16 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
     """Delete what dead attempts left: every folder that no row points into.
 
     A folder younger than a lease may belong to an attempt that is alive or about to be published.
+    Before one goes, all rows are asked: nearly every folder is known to a quicker question.
     """
     folders = list(attempts_dir(settings).glob("*/*"))
     names = {folder.parent.name for folder in folders}
     kept = result_folders(store.database, [int(name) for name in names if name.isdecimal()])
     oldest = now.timestamp() - 2 * settings.engine.lease_s
     for folder in folders:
-        if folder not in kept and newest_change(folder) < oldest and not in_use(store, folder):
+        if folder in kept or newest_change(folder) >= oldest or in_use(store, folder):
+            continue
+        if not is_result_folder(store.database, folder):
             shutil.rmtree(folder)
             log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
 

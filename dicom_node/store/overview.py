@@ -151,21 +151,39 @@ def oldest_queued(database: Database) -> datetime | None:
 
 
 def result_folders(database: Database, job_ids: Sequence[int]) -> set[Path]:
-    """Return the folders of the first and the last file that each of the jobs sends.
+    """Return the folders of the first and the last file of each of the jobs, and of every note.
 
     As far as they have not gone. A job's files lie in one folder, or in a few.
     """
-    table, removal = schema.derived_instance, schema.removal
+    table = schema.derived_instance
     ends = sa.func.min(table.c.path).label("first"), sa.func.max(table.c.path).label("last")
-    query = sa.select(*ends).outerjoin(removal, removal.c.id == table.c.removal_id)
-    query = query.where(removal.c.ended_at.is_(None)).group_by(table.c.job_id)
+    query = not_gone(*ends).group_by(table.c.job_id)
     found: set[Path] = set()
     with database.reading() as connection:
-        for start in range(0, len(job_ids), MOST_VARIABLES):
-            some = job_ids[start : start + MOST_VARIABLES]
+        # In the order of their index: SQLite would go through a larger one.
+        notes_query = sa.select(schema.job.c.id).where(schema.IS_NOTE).order_by(schema.job.c.state)
+        notes = connection.scalars(notes_query)
+        asked = [*job_ids, *notes]
+        for start in range(0, len(asked), MOST_VARIABLES):
+            some = asked[start : start + MOST_VARIABLES]
             for row in connection.execute(query.where(table.c.job_id.in_(some))):
                 found |= {Path(row.first).parent, Path(row.last).parent}
     return found
+
+
+def is_result_folder(database: Database, folder: Path) -> bool:
+    """Return whether a job sends a file in `folder` that has not gone; looks at every row."""
+    path = schema.derived_instance.c.path
+    query = not_gone(path).where(path.startswith(f"{folder}/", autoescape=True)).limit(1)
+    with database.reading() as connection:
+        return connection.execute(query).first() is not None
+
+
+def not_gone(*columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query of files that jobs send and retention has not deleted."""
+    table, removal = schema.derived_instance, schema.removal
+    query = sa.select(*columns).outerjoin(removal, removal.c.id == table.c.removal_id)
+    return query.where(removal.c.ended_at.is_(None))
 
 
 def stored_files(database: Database) -> list[StoredFile]:

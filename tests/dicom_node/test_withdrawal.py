@@ -9,7 +9,7 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 
-from dicom_node import assembly, withdrawal
+from dicom_node import assembly, housekeeping, withdrawal
 from dicom_node.cli import main
 from dicom_node.rejection_notes import (
     KEY_OBJECT_SELECTION,
@@ -179,6 +179,24 @@ def test_requeue_after_a_recall_makes_a_generation_that_names_the_old_one(node):
     assert errors("dciodvfy", first.path) <= errors("dciodvfy", node.paths[0])
     related = pydicom.dcmread(first.path).RelatedSeriesSequence
     assert [each.SeriesInstanceUID for each in related] == [job.series_uid, old.derived_series_uid]
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+def test_the_sweep_of_dead_attempts_leaves_notes_alone(node, monkeypatch, quickly):
+    """They lie in no folder of their job; deleted, the archive could not be told any more."""
+    recall(node)
+    withdrawal.send_notes(node.store, node.settings, now())
+    [note] = notes_of(node)
+    [one] = node.store.jobs.derived(note.id)
+    dead = one.path.parent.with_name("0-dead")
+    dead.mkdir()
+    if not quickly:
+        monkeypatch.setattr(housekeeping, "result_folders", lambda database, job_ids: set())
+
+    housekeeping.sweep_attempts(node.store, node.settings, now() + timedelta(days=1))
+
+    assert (one.path.is_file(), dead.exists()) == (True, False)
+    assert all(each.path.is_file() for each in node.store.jobs.derived(series_job(node).id))
 
 
 def test_a_destination_that_turns_out_later_to_have_it_is_told_too(node):
