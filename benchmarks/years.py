@@ -49,7 +49,7 @@ QUESTIONS: dict[str, Question] = {  # what takes no longer for that there are mo
     "turnaround": lambda store, now: overview.turnaround(store.database, now, 3600.0),
     "the page's lines": lambda store, now: overview.series_lines(store.database, limit=300),
     "one job's line": lambda store, now: overview.series_lines(store.database, job_id=1),
-    "folders of results": lambda store, now: overview.result_folders(store.database, [1, 2]),
+    "places of results": lambda store, now: overview.result_places(store.database, [1, 2]),
     "steps of the clock": lambda store, now: store.audit.clock_steps(now - HOUR),
 }
 COUNTS: dict[str, Question] = {  # what counts everything: pages use an answer for a while

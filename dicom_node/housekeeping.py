@@ -20,7 +20,7 @@ from dicom_node.network import audit_export
 from dicom_node.settings import Settings
 from dicom_node.states import JobState
 from dicom_node.store import Store
-from dicom_node.store.overview import is_result_folder, result_folders
+from dicom_node.store.overview import is_result_place, result_places
 from dicom_node.worker import attempts_dir
 from dicom_node.worker.processes import expire_gone_workers
 from dicom_node.worker.watch import utc_now
@@ -163,18 +163,21 @@ def sweep_attempts(store: Store, settings: Settings, now: datetime) -> None:
     """Delete what dead attempts left: every folder that no row points into.
 
     A folder younger than a lease may belong to an attempt that is alive or about to be published.
-    Before one goes, all rows are asked: nearly every folder is known to a quicker question.
+    Before one goes, all rows are asked: nearly every folder is known to a quicker question. Both go
+    by the names below `out`, since the state folder may be moved.
     """
-    folders = list(attempts_dir(settings).glob("*/*"))
-    names = {folder.parent.name for folder in folders}
-    kept = result_folders(store.database, [int(name) for name in names if name.isdecimal()])
+    root = attempts_dir(settings)
+    places = [folder.relative_to(root) for folder in root.glob("*/*")]
+    jobs = {place.parts[0] for place in places}
+    kept = result_places(store.database, [int(name) for name in jobs if name.isdecimal()])
     oldest = now.timestamp() - 2 * settings.engine.lease_s
-    for folder in folders:
-        if folder in kept or newest_change(folder) >= oldest or in_use(store, folder):
+    for place in places:
+        folder = root / place
+        if place in kept or newest_change(folder) >= oldest or is_running(store, place.parts[0]):
             continue
-        if not is_result_folder(store.database, folder):
+        if not is_result_place(store.database, place):
             shutil.rmtree(folder)
-            log.info("attempt.swept", job=folder.parent.name, attempt=folder.name)
+            log.info("attempt.swept", job=place.parts[0], attempt=folder.name)
 
 
 def sweep_unclaimed(store: Store, settings: Settings, now: datetime) -> None:
@@ -195,18 +198,15 @@ def newest_change(folder: Path) -> float:
     return max(times, default=0.0)
 
 
-def in_use(store: Store, folder: Path) -> bool:
-    """Return whether a running job may write there, or has published it just now.
+def is_running(store: Store, name: str) -> bool:
+    """Return whether the job that a folder is named after is running, and may write there.
 
     Times tell nothing when the clock was set forward, or when a job computes for long.
     """
     try:
-        job = store.jobs.get(int(folder.parent.name))
+        return store.jobs.get(int(name)).state is JobState.RUNNING
     except (ValueError, UnknownJob):
         return False
-    return job.state is JobState.RUNNING or any(
-        one.path.parent == folder for one in store.jobs.derived(job.id)
-    )
 
 
 def check_certificates(store: Store, settings: Settings, now: datetime) -> None:

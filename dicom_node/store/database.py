@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from alembic import command
@@ -23,6 +23,7 @@ from dicom_node.store.prepared import OfRows, Values
 from dicom_node.telemetry import allowed, get_logger
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MOST_VARIABLES = 500  # of one statement: every database has a limit
 MIGRATION_LOCK = 4704  # any number: PostgreSQL advisory lock that lets one process migrate
 # Gone, stopping, full, read-only, locked for too long, or a deadlock that we lost.
 AWAY = (
@@ -31,6 +32,8 @@ AWAY = (
     sa.exc.InterfaceError,
     sa.exc.TimeoutError,
 )
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,12 @@ def obeyed(driver: sqlite3.Connection, statement: str, values: Any) -> bool:
         driver.execute(statement, values)
         return True
     return False
+
+
+def parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Yield all values, never too many for one statement."""
+    for start in range(0, len(values), MOST_VARIABLES):
+        yield values[start : start + MOST_VARIABLES]
 
 
 def error_text(error: sa.exc.SQLAlchemyError) -> str:

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 
 from dicom_node.states import FINAL, JobState
 from dicom_node.store import schema
+from dicom_node.store.database import parts
 from dicom_node.store.series import newest_jobs
 from dicom_node.store.transactions import OPEN, SCP
 
 ORIGINALS, DERIVED = "originals", "derived"
-MOST_VARIABLES = 1000  # of one statement: every database has a limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +184,8 @@ def destinations(connection: sa.Connection, job_ids: list[int]) -> Mapping[int, 
     delivery = schema.delivery
     query = sa.select(delivery.c.job_id, delivery.c.destination, delivery.c.state).order_by("id")
     found: dict[int, list[str]] = {}
-    for start in range(0, len(job_ids), MOST_VARIABLES):
-        some = delivery.c.job_id.in_(job_ids[start : start + MOST_VARIABLES])
-        for row in connection.execute(query.where(some)):
+    for some in parts(job_ids):
+        for row in connection.execute(query.where(delivery.c.job_id.in_(some))):
             committed = " (committed)" if row.state == "COMMITTED" else ""
             found.setdefault(row.job_id, []).append(f"{row.destination}{committed}")
     return found

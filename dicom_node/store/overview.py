@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.database import Database
-from dicom_node.store.lots import MOST_VARIABLES
+from dicom_node.store.database import Database, parts
 from dicom_node.store.removals import FILES
 from dicom_node.store.results import series_made
 from dicom_node.store.series import delivery_figures, newest_jobs, note_figures, several
@@ -150,31 +149,28 @@ def oldest_queued(database: Database) -> datetime | None:
         return connection.scalar(query)
 
 
-def result_folders(database: Database, job_ids: Sequence[int]) -> set[Path]:
-    """Return the folders of the first and the last file of each of the jobs, and of every note.
+def result_places(database: Database, job_ids: Sequence[int]) -> set[Path]:
+    """Return where the first and the last file of each of the jobs, and of every note, lie.
 
-    As far as they have not gone. A job's files lie in one folder, or in a few.
+    As far as they have not gone: the last two names of the folder, such as ``17/1-5e218b06``.
     """
     table = schema.derived_instance
     ends = sa.func.min(table.c.path).label("first"), sa.func.max(table.c.path).label("last")
     query = not_gone(*ends).group_by(table.c.job_id)
+    # In the order of their index: SQLite would go through a larger one.
+    notes = sa.select(schema.job.c.id).where(schema.IS_NOTE).order_by(schema.job.c.state)
     found: set[Path] = set()
     with database.reading() as connection:
-        # In the order of their index: SQLite would go through a larger one.
-        notes_query = sa.select(schema.job.c.id).where(schema.IS_NOTE).order_by(schema.job.c.state)
-        notes = connection.scalars(notes_query)
-        asked = [*job_ids, *notes]
-        for start in range(0, len(asked), MOST_VARIABLES):
-            some = asked[start : start + MOST_VARIABLES]
+        for some in parts([*job_ids, *connection.scalars(notes)]):
             for row in connection.execute(query.where(table.c.job_id.in_(some))):
-                found |= {Path(row.first).parent, Path(row.last).parent}
+                found |= {Path(*Path(path).parts[-3:-1]) for path in (row.first, row.last)}
     return found
 
 
-def is_result_folder(database: Database, folder: Path) -> bool:
-    """Return whether a job sends a file in `folder` that has not gone; looks at every row."""
+def is_result_place(database: Database, place: Path) -> bool:
+    """Return whether a job sends a file that lies there and has not gone; looks at every row."""
     path = schema.derived_instance.c.path
-    query = not_gone(path).where(path.startswith(f"{folder}/", autoescape=True)).limit(1)
+    query = not_gone(path).where(path.contains(f"/{place}/", autoescape=True)).limit(1)
     with database.reading() as connection:
         return connection.execute(query).first() is not None
 

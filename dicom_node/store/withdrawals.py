@@ -6,19 +6,19 @@ generations, so that everything that sends a result (status per instance, retry,
 it, too, and nothing that happens to the series afterwards can stop it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 
 from dicom_node.rejection_notes import SAFETY
 from dicom_node.states import JobState
 from dicom_node.store import schema
-from dicom_node.store.database import Database, Work
+from dicom_node.store.database import Database, Work, parts
 from dicom_node.store.moves import (
     create_deliveries,
     create_job,
@@ -29,7 +29,6 @@ from dicom_node.store.moves import (
 from dicom_node.store.notes import has_something, note_job, put_file_back, reopen, untold
 from dicom_node.store.results import DerivedInstance, series_made, store_instances
 
-MOST_VARIABLES = 500  # of one statement: every database has a limit
 AT_ONCE = 50  # notes whose instances are read at once
 NOTE_STATES = (JobState.DERIVED, JobState.DELIVERED, JobState.DEAD, JobState.CANCELLED)
 # States in which a job may have a result that a recall of its weights is about.
@@ -37,7 +36,6 @@ WITH_RESULT = (
     *(JobState.HELD, JobState.DERIVED, JobState.DELIVERED),
     *(JobState.DEAD, JobState.CANCELLED, JobState.SUPERSEDED),
 )
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +250,6 @@ class WithdrawalStore:
             this = schema.job.c.id == owed.job_id
             work.execute(sa.update(schema.job).where(this).values(**values))
             work.record("withdrawal.unsendable", now, job=owed.job_id, reason=reason)
-
-
-def parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
-    """Yield all values, never too many for one statement."""
-    for start in range(0, len(values), MOST_VARIABLES):
-        yield values[start : start + MOST_VARIABLES]
 
 
 def withdraw(work: Work, job_id: int, grounds: Grounds, now: datetime) -> None:

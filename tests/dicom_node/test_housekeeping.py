@@ -5,10 +5,12 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from dicom_node import housekeeping, telemetry
 from dicom_node.housekeeping import PERIODIC, ClockGuard, Failures, Rhythm, Task, run_guarded
 from dicom_node.states import JobState
+from dicom_node.store import schema
 from dicom_node.worker import Worker, attempts_dir
 from tests.dicom_node.aged import LONG, aged_node
 from tests.dicom_node.nodes import copying_engine, queued_node
@@ -113,7 +115,26 @@ def test_the_folder_of_a_result_that_was_published_meanwhile_stays(node, monkeyp
     (published,) = attempts_dir(node.settings).glob("*/*")
     age(published, 3 * node.settings.engine.lease_s)
     # As if the sweep had read the rows before they were there; the campaign saw it happen.
-    monkeypatch.setattr(housekeeping, "result_folders", lambda database, job_ids: set())
+    monkeypatch.setattr(housekeeping, "result_places", lambda database, job_ids: set())
+
+    housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
+
+    assert list(published.iterdir())
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+def test_results_stay_when_the_state_folder_was_moved(node, monkeypatch, quickly):
+    """Their rows speak of the old place then."""
+    Worker(node.settings, node.store, engine=copying_engine()).run_once()
+    (published,) = attempts_dir(node.settings).glob("*/*")
+    age(published, 3 * node.settings.engine.lease_s)
+    table = schema.derived_instance
+    with node.store.database.transaction() as work:
+        old = str(attempts_dir(node.settings))
+        path = sa.func.replace(table.c.path, old, "/elsewhere/out")
+        work.execute(sa.update(table).values(path=path))
+    if not quickly:
+        monkeypatch.setattr(housekeeping, "result_places", lambda database, job_ids: set())
 
     housekeeping.sweep_attempts(node.store, node.settings, datetime.now(UTC))
 

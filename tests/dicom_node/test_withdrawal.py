@@ -191,7 +191,7 @@ def test_the_sweep_of_dead_attempts_leaves_notes_alone(node, monkeypatch, quickl
     dead = one.path.parent.with_name("0-dead")
     dead.mkdir()
     if not quickly:
-        monkeypatch.setattr(housekeeping, "result_folders", lambda database, job_ids: set())
+        monkeypatch.setattr(housekeeping, "result_places", lambda database, job_ids: set())
 
     housekeeping.sweep_attempts(node.store, node.settings, now() + timedelta(days=1))
 
