@@ -358,7 +358,8 @@ class Sender:
         if meaning.verdict is Verdict.PERMANENT:
             again = None
         elif refusals >= self._settings.sending.max_attempts:
-            again, reason = None, f"{reason} Given up after {refusals} requests in a row."
+            what = f"{refusals} requests in a row, none of which it accepted"
+            again, reason = None, f"{reason} Given up after {what}."
         uid = answer.request.transaction_uid
         self._store.commitments.refuse(uid, reason, now, again)
 

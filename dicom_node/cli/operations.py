@@ -101,7 +101,8 @@ def show_jobs(settings: Settings, store: Store, now: datetime, *, everything: bo
     print(listing.lines_for_people(lines, queue, now))
     left_out = sum(states.values()) - len(lines)
     if left_out > 0:
-        print(f"{left_out} older series that are over are not shown: dicom-node jobs --all")
+        text = "older series that are done with are not shown: dicom-node jobs --all lists them"
+        print(f"{left_out} {text}")
     print(listing.summary(states, queue, sending_text(settings, store), late))
 
 

@@ -29,7 +29,6 @@ from dicom_node.store.transactions import Reference
 from dicom_node.store.waits import WaitStore
 from dicom_node.store.withdrawals import Grounds, Owed, WithdrawalStore, Withdrawn
 from dicom_node.store.workitems import WorkitemRow, WorkitemStore
-from dicom_node.together import Thrifty
 
 __all__ = [
     "Announcement",
@@ -108,8 +107,6 @@ class Store:
         self.occupancy = Occupancy(database)
         self.hints = HintStore(database)
         self.workitems = WorkitemStore(database)
-        self.recent_ledger = Thrifty(self.ledger)  # for pages: counting millions takes seconds
-        self.recent_states = Thrifty(self.series.states)
 
     def ledger(self) -> Ledger:
         """Return what became of every acknowledged instance."""

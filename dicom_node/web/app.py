@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from dicom_node.certificates import validities
 from dicom_node.errors import NodeError, SettingsError, StoreUnavailable, UnknownJob
 from dicom_node.order import Place
 from dicom_node.settings import Settings
-from dicom_node.store import JobRow, Store
+from dicom_node.store import JobRow, Ledger, Store
 from dicom_node.store.overview import Turnaround, oldest_queued, series_lines, turnaround
+from dicom_node.together import Thrifty
 from dicom_node.web import views
 from dicom_node.web.api import Actions, Api, Forms, signed_in
 from dicom_node.web.auth import (
@@ -102,6 +104,8 @@ class Pages:
     store: Store
     probe: Probe
     templates: Environment
+    ledger: Callable[[], Ledger]
+    states: Callable[[], dict[str, int]]
 
     def login(self, request: Request) -> Response:
         """Return the form for a token."""
@@ -113,7 +117,7 @@ class Pages:
         rows = series_lines(self.store.database, limit=MOST_LINES)
         places = {one.job_id: one for one in self._queue(now)}
         lines = [views.series_line(row, now, places.get(row["job_id"])) for row in rows]
-        states = self.store.recent_states()
+        states = self.states()
         return self._page(
             "index.html",
             request,
@@ -155,10 +159,9 @@ class Pages:
         return JSONResponse(health, status_code=code)
 
     def metrics(self, request: Request) -> Response:
-        """Return the metrics in Prometheus' text format, the store's share as of now."""
-        ledger = self.store.recent_ledger()
-        telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
-        telemetry.set_jobs(self.store.recent_states())
+        """Return the metrics in Prometheus' text format; counts may be a while old."""
+        self.ledger()
+        telemetry.set_jobs(self.states())
         telemetry.set_rejection_notes(self.store.withdrawals.note_states())
         late = self._turnaround(datetime.now(UTC))
         telemetry.set_turnaround(late.overdue, late.late, late.slowest_s)
@@ -229,7 +232,7 @@ class Pages:
 
     def _lights(self, now: datetime) -> list[views.Light]:
         health = self.health(now)
-        ledger = self.store.recent_ledger()
+        ledger = self.ledger()
         sending = sending_text(self.settings, self.store)
         receiving = f"{self.settings.node.host}:{self.probe.scp_port()}"
         queued_s = health["oldest_queued_s"]
@@ -314,6 +317,16 @@ def sending_text(settings: Settings, store: Store) -> str:
     return "on" if store.switches.get("sending", settings.sending.enabled) else "OFF"
 
 
+def export_ledger(store: Store) -> Ledger:
+    """Return the ledger of this moment, which the metrics show from now on.
+
+    Together: they also say when it was counted last, and a page may show it later.
+    """
+    ledger = store.ledger()
+    telemetry.set_ledger(ledger.counts, balanced=ledger.balanced)
+    return ledger
+
+
 def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
     """Return the application."""
     templates = Environment(
@@ -323,7 +336,14 @@ def create_app(settings: Settings, store: Store, probe: Probe) -> Starlette:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages = Pages(settings=settings, store=store, probe=probe, templates=templates)
+    pages = Pages(
+        settings=settings,
+        store=store,
+        probe=probe,
+        templates=templates,
+        ledger=Thrifty(partial(export_ledger, store)),  # counting millions takes seconds
+        states=Thrifty(store.series.states),
+    )
     guard = Guard(
         settings=settings.web,
         tokens=TokenFile(settings.node.state_dir),

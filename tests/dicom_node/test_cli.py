@@ -121,7 +121,9 @@ def test_jobs_for_people_shows_the_newest_of_what_is_over(node, run, monkeypatch
     assert [line.split()[:2] for line in table[1:]] == [
         ["1001", "DELIVERED"], ["1002", "DELIVERED"], ["1", "DERIVED"],
     ]  # fmt: skip
-    assert left_out == "1 older series that are over are not shown: dicom-node jobs --all"
+    assert left_out == (
+        "1 older series that are done with are not shown: dicom-node jobs --all lists them"
+    )
     assert said.startswith("4 series; ")
     assert [line.split()[0] for line in whole.splitlines()[1:-1]] == ["1000", "1001", "1002", "1"]
 

@@ -171,9 +171,9 @@ def test_an_answer_that_takes_long_is_asked_for_again_after_its_rest():
         QUICK_S, REST = 0.0, 1
 
     asked = []
-    answer = Restless(lambda: (asked.append(1), time.sleep(0.05)))
+    answer = Restless(lambda: (asked.append(1), time.sleep(0.2)))
     answer(), answer()
     assert len(asked) == 1
-    time.sleep(0.1)
+    time.sleep(0.5)
     answer()
     assert len(asked) == 2

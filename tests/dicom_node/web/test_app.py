@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from dicom_node.states import HeldBy, JobState
 from dicom_node.store import open_store
+from dicom_node.together import Thrifty
 from dicom_node.web import views
 from dicom_node.web.app import Probe, create_app
 from dicom_node.worker import Worker
@@ -209,6 +210,18 @@ def test_metrics_are_of_this_moment(page, node):
     assert 'dicom_node_rejection_notes{state="DEAD"} 0.0' in text
     node.store.switches.set("sending", False, datetime.now(UTC))
     assert "dicom_node_sending 0.0" in page.get("/metrics").text
+
+
+def test_a_ledger_of_a_while_ago_is_not_called_checked_now(node, monkeypatch):
+    """An alert says when it has not been counted for long."""
+    monkeypatch.setattr(Thrifty, "QUICK_S", -60.0)  # as if to count took a minute
+    page, checked = client_of(node.settings, node.store), "dicom_node_ledger_checked_timestamp_s"
+    first = [line for line in page.get("/metrics").text.splitlines() if checked in line]
+
+    again = page.get("/metrics").text.splitlines()
+
+    assert "all accounted for" in page.get("/").text
+    assert len(first) == 3 and set(first) <= set(again)  # help, type and value
 
 
 def test_the_place_in_the_queue_and_the_turnaround_are_on_the_page(page, node):
