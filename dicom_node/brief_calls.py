@@ -3,15 +3,18 @@
 Python lets another thread run during every call of the system. Where many threads receive, who
 makes a call of a microsecond then stands in the queue for the interpreter, behind those who
 compute. What is here keeps it, and only where there is nothing to wait for: a lock that is free, a
-lock file that is known, bytes that have come, a file to close that is synced. Where there is, or
-the C library cannot be called so, Python's own call does it. To look up a name in a folder where
-others make files is not such a call: it waits for their journal, and everybody would wait with it.
+lock file that is known, bytes that have come, a few bytes to send, a file to close that is synced,
+a digest of little. Where there is, or the C library cannot be called so, Python's own call does it.
+To look up a name in a folder where others make files is not such a call: it waits for their
+journal, and everybody would wait with it.
 """
 
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
+import select
 import socket
 import time
 from typing import Any
@@ -19,13 +22,18 @@ from typing import Any
 WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 LOCK_WAIT_S = 30.0  # as long as for the database's lock
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.0005, 0.05  # between two tries to lock
+STEP_BYTES = 2047  # hashlib lets go of the interpreter for more
+LITTLE_BYTES = 32 * 1024
 NO_BYTES = ctypes.c_char * 0  # laid over memory to have its address
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "close": (ctypes.c_int,),
     "flock": (ctypes.c_int, ctypes.c_int),
     "open": (ctypes.c_char_p, ctypes.c_int),
     "recv": (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    "send": (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),
 }
+SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+OF_BYTES = ("recv", "send")  # what counts bytes
 
 
 def _load() -> ctypes.PyDLL | None:
@@ -35,7 +43,7 @@ def _load() -> ctypes.PyDLL | None:
         for name, arguments in ARGUMENTS.items():
             function = getattr(library, name)
             function.argtypes = arguments
-            function.restype = ctypes.c_ssize_t if name == "recv" else ctypes.c_int
+            function.restype = ctypes.c_ssize_t if name in OF_BYTES else ctypes.c_int
     except (AttributeError, OSError, TypeError):
         return None
     return library
@@ -70,10 +78,15 @@ def lock(descriptor: int) -> None:
     end, pause_s = time.monotonic() + LOCK_WAIT_S, FIRST_PAUSE_S
     while not _locked(descriptor):
         if time.monotonic() > end:
-            words = f"a lock in the state folder was held for {LOCK_WAIT_S:g} s by another program"
-            raise TimeoutError(errno.ETIMEDOUT, f"{words}; is one stopped (Ctrl-Z)?")
+            raise held_too_long()
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+
+def held_too_long() -> TimeoutError:
+    """Return what is to be said of a lock that did not become free."""
+    words = f"a lock in the state folder was held for {LOCK_WAIT_S:g} s by another program"
+    return TimeoutError(errno.ETIMEDOUT, f"{words}; is one stopped (Ctrl-Z)?")
 
 
 def _locked(descriptor: int) -> bool:
@@ -105,8 +118,18 @@ def close(descriptor: int) -> None:
         raise _error()
 
 
+def unlock(descriptor: int) -> None:
+    """Give the lock of an open file back."""
+    if _library:
+        _library.flock(descriptor, fcntl.LOCK_UN)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def receive(sock: socket.socket, target: memoryview) -> int:
     """Return how many bytes came into `target`, as the socket's own method does.
+
+    That lets go of the interpreter twice, to wait and to read; here waiting alone does.
 
     Raises
     ------
@@ -115,12 +138,49 @@ def receive(sock: socket.socket, target: memoryview) -> int:
     """
     if _library and type(sock) is socket.socket:  # TLS has to decrypt
         address = ctypes.addressof(NO_BYTES.from_buffer(target))
-        got = int(_library.recv(sock.fileno(), address, len(target), socket.MSG_DONTWAIT))
-        if got >= 0:
-            return got
-        if ctypes.get_errno() not in WOULD_WAIT:  # told once: a second call finds the end
-            raise _error()
+        for _ in range(2):
+            got = int(_library.recv(sock.fileno(), address, len(target), socket.MSG_DONTWAIT))
+            if got >= 0:
+                return got
+            if ctypes.get_errno() not in WOULD_WAIT:  # told once: a second call finds the end
+                raise _error()
+            if not _has_news(sock):
+                raise TimeoutError("timed out")
     return sock.recv_into(target)
+
+
+def _has_news(sock: socket.socket) -> bool:
+    """Return whether there is something to read, or the end, within the socket's time limit."""
+    news, limit_s = select.poll(), sock.gettimeout()
+    news.register(sock.fileno(), select.POLLIN)
+    return bool(news.poll(None if limit_s is None else 1e3 * limit_s))
+
+
+def send_now(sock: socket.socket, data: bytes) -> int:
+    """Return how much of `data` could be sent at once: 0 where the peer does not read.
+
+    Raises
+    ------
+    OSError
+        If the connection is lost.
+    """
+    if not _library:  # Python's own waits first, for as long as the socket may
+        ready = select.select([], [sock], [], 0)[1]
+        return sock.send(data, socket.MSG_DONTWAIT) if ready else 0
+    sent = int(_library.send(sock.fileno(), data, len(data), SEND_FLAGS))
+    if sent < 0 and ctypes.get_errno() not in WOULD_WAIT:
+        raise _error()
+    return max(sent, 0)
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 in hexadecimal digits; other threads run meanwhile only if it is long."""
+    if len(data) > LITTLE_BYTES:
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    for start in range(0, len(data), STEP_BYTES):
+        digest.update(data[start : start + STEP_BYTES])
+    return digest.hexdigest()
 
 
 def _error() -> OSError:

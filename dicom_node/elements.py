@@ -8,7 +8,6 @@ the words for what is wrong. What both say of one data set is the same; tests ho
 other.
 """
 
-import hashlib
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +15,7 @@ from functools import lru_cache
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 from dicom_node.bombs import ITEM, MOST_ELEMENTS, MOST_ITEMS, count_items
+from dicom_node.brief_calls import sha256
 from sr_engine.dicom.padding import is_padding
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
@@ -71,7 +71,7 @@ def scan(data: bytes, transfer_syntax: str) -> Scanned | None:
         walk.data_set(0, len(data), transfer_syntax == IMPLICIT, depth=0)
     except (Unusual, struct.error):
         return None
-    found.attributes_sha256 = hashlib.sha256(b"".join(pieces)).hexdigest()
+    found.attributes_sha256 = sha256(b"".join(pieces))
     return found
 
 

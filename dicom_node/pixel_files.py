@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -122,6 +123,50 @@ class _Folder:
             return False
 
 
+class Turn:
+    """A lock among the threads of this process, and by a file among processes.
+
+    Who takes it may let another thread give it back. The file stays open: to open and close it each
+    time would take longer than everything else that is done with it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._among_threads = threading.Lock()
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Wait for it.
+
+        Raises
+        ------
+        OSError
+            If its file cannot be locked; TimeoutError if another program keeps it.
+        """
+        if not self._among_threads.acquire(timeout=brief_calls.LOCK_WAIT_S):
+            raise brief_calls.held_too_long()
+        try:
+            if self._file is None:
+                self._file = brief_calls.open_for_lock(self._path)
+                weakref.finalize(self, os.close, self._file)
+            brief_calls.lock(self._file)
+        except BaseException:
+            self._among_threads.release()
+            raise
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            brief_calls.unlock(self._file)
+        self._among_threads.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 class PixelFiles:
     """The folder ``<root>/<series>/<sop>.dcm``; safe for many threads and processes."""
 
@@ -131,6 +176,7 @@ class PixelFiles:
         self._locks = self.root / ".locks"
         self._locks.mkdir(parents=True, exist_ok=True)
         self._lock_file = f"{self._locks}/%03d"
+        self._turns: dict[int, Turn] = {}
         self._serial = count()
         self._lately_free_bytes = Recent(partial(_free_bytes, self.root), SPACE_S)
         self._folders: dict[str, _Folder] = {}  # whose own names this process made durable
@@ -239,20 +285,13 @@ class PixelFiles:
         """Return the unfinished files of dead processes, which this removes."""
         return [part for part in sorted(self.root.glob("*/*.part")) if _remove_if_stale(part)]
 
-    @contextmanager
-    def exclusive(self, sop_uid: str) -> Iterator[None]:
-        """Keep every other thread and process from taking in the same SOP instance."""
-        with self._locked(zlib.crc32(_checked(sop_uid).encode()) % LOCK_STRIPES):
-            yield
+    def exclusive(self, sop_uid: str) -> Turn:
+        """Return the turn that keeps every other thread and process from the same SOP instance."""
+        return self._turn(zlib.crc32(_checked(sop_uid).encode()) % LOCK_STRIPES)
 
-    @contextmanager
-    def _locked(self, number: int) -> Iterator[None]:
-        file = brief_calls.open_for_lock(self._lock_file % number)
-        try:
-            brief_calls.lock(file)
-            yield
-        finally:
-            brief_calls.close(file)  # gives it back
+    def _turn(self, number: int) -> Turn:
+        turn = self._turns.get(number)
+        return turn or self._turns.setdefault(number, Turn(self._lock_file % number))
 
     def _part_of(self, name: str) -> str:
         """Return a name that nobody else gives the unfinished file of `name`."""
@@ -271,7 +310,7 @@ class PixelFiles:
 
     def _make_folder(self, path: str) -> _Folder:
         # Retention removes folders: who finds one again must not be faster than its fsync.
-        with self._locked(FOLDERS_LOCK):
+        with self._turn(FOLDERS_LOCK):
             known = self._folders.get(path)
             if known is not None and known.is_there():
                 return known

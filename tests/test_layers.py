@@ -32,9 +32,9 @@ LEVELS = {
         ("examination", "comparison", "corrections", "rejection_notes", "loops"),
         ("headers",),
         ("content", "pixel_files", "telemetry", "signing", "certificates"),
-        ("settings", "elements", "together", "brief_calls", "private_values", "multipart"),
+        ("settings", "elements", "together", "private_values", "multipart"),
         ("rules", "states", "retry", "order", "bombs", "syntaxes"),
-        ("errors", "edges", "heaps"),
+        ("errors", "edges", "heaps", "brief_calls"),
     ),
     "sr_engine": (
         ("cli",),

@@ -1,6 +1,7 @@
 """Brief calls: the same as Python's own, whether the C library can be called or not."""
 
 import fcntl
+import hashlib
 import os
 import socket
 import ssl
@@ -167,6 +168,48 @@ def test_tls_is_left_to_its_own_methods(calls, monkeypatch):
     sock = Secured.__new__(Secured)
 
     assert calls.receive(sock, memoryview(bytearray(8))) == 7
+
+
+def test_what_fits_is_sent_at_once_and_nobody_waits_for_a_peer_that_does_not_read(calls):
+    one, other = tcp_pair()
+    one.settimeout(30)
+    with one, other:
+        assert calls.send_now(one, b"abcde") == 5
+        assert other.recv(8) == b"abcde"
+        started = time.monotonic()
+        while calls.send_now(one, bytes(65536)):
+            pass
+        assert time.monotonic() - started < 20  # the socket's own method would wait
+
+
+def test_to_send_to_who_is_gone_is_an_error_and_no_signal(calls):
+    one, other = tcp_pair()
+    other.close()
+    with one, pytest.raises(ConnectionError):
+        for _ in range(50):
+            calls.send_now(one, b"abcde")
+            time.sleep(0.01)
+
+
+def test_a_lock_is_given_back_without_closing_its_file(calls, tmp_path):
+    path = str(tmp_path / "lock")
+    first, second = calls.open_for_lock(path), calls.open_for_lock(path)
+    for _ in range(2):
+        calls.lock(first)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        calls.unlock(first)
+        calls.lock(second)
+        calls.unlock(second)
+    calls.close(first)
+    calls.close(second)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2047, 2048, 5000, 32768, 32769, 10**6])
+def test_a_digest_is_the_same_however_much_is_digested_at_once(calls, size):
+    data = bytes(range(256)) * (size // 256 + 1)
+
+    assert calls.sha256(data[:size]) == hashlib.sha256(data[:size]).hexdigest()
 
 
 def test_a_thread_that_waits_lets_the_others_run(calls, pair):

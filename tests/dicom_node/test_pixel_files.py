@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -324,7 +325,7 @@ def test_folders_stay_usable_however_many_there_are(files, monkeypatch):
         files.write(f"1.{number % 5}", f"1.2.{number}", [b"x"])
 
     assert len(files.paths()) == 20
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 + 1  # the lock for making folders
 
 
 @pytest.mark.parametrize(("free_bytes", "often"), [(2**40, False), (2**29, True)])
@@ -344,3 +345,40 @@ def test_how_much_room_there_is_is_asked_again_and_again_only_when_there_is_litt
     assert (len(asked) >= 50) if often else (1 <= len(asked) < 25)
     with pytest.raises(OutOfSpace, match="files.min_free_bytes"):
         files.write("1.2", "1.2.50", [b"x"])
+
+
+def test_a_turn_may_be_given_back_by_another_thread(files):
+    turn = files.exclusive("1.2.3")
+    turn.acquire()
+    other = threading.Thread(target=turn.release)
+    other.start()
+    other.join(20)
+
+    with files.exclusive("1.2.3"):
+        pass
+
+
+@pytest.mark.parametrize("held_by", ["thread", "program"])
+def test_a_turn_that_somebody_keeps_is_waited_for_so_long(files, monkeypatch, held_by):
+    monkeypatch.setattr("dicom_node.brief_calls.LOCK_WAIT_S", 0.2)
+    holder = files if held_by == "thread" else PixelFiles(files.root, 0)
+
+    with holder.exclusive("1.2.3"), pytest.raises(TimeoutError, match="was held for 0.2 s"):
+        files.exclusive("1.2.3").acquire()
+
+    with files.exclusive("1.2.3"):
+        pass
+
+
+def test_lock_files_are_closed_with_the_last_reference(tmp_path):
+    def open_here() -> int:
+        places = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+        return sum(str(tmp_path) in os.readlink(place) for place in places if place.is_symlink())
+
+    files = PixelFiles(tmp_path / "in", 0)
+    with files.exclusive("1.2.3"):
+        pass
+    assert open_here() == 1
+
+    del files
+    assert open_here() == 0
