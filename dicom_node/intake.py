@@ -1,18 +1,26 @@
 """One received instance: new, a duplicate or a conflict; durable before anybody hears "success"."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
 from dicom_node.content import split_file
 from dicom_node.corrections import corrects
+from dicom_node.edges import failure_of
 from dicom_node.errors import ConflictingInstance, CorrectedSince, InstanceRejected, OutOfSpace
 from dicom_node.examination import Examined, Incoming, examine
 from dicom_node.pixel_files import PixelFiles, clear_folder, sha256_of, unclaimed_dir
-from dicom_node.store import InstanceRow, NewInstance, Store
+from dicom_node.store import InstanceRow, NewInstance, Recorded, Store
 from dicom_node.store.schema import storable
+
+Outcome = TypeVar("Outcome")
 
 SUCCESS = 0x0000
 UNCLAIMED = (
@@ -42,9 +50,116 @@ def take_in(incoming: Incoming, files: PixelFiles, store: Store, now: datetime) 
     InstanceRejected
         If it cannot be kept: the sender must keep it. Its `status` is the answer of a C-STORE.
     """
+    return _noted(
+        incoming, store, now, lambda: _keep(examine(incoming), incoming, files, store, now)
+    )
+
+
+def take_in_meanwhile(
+    incoming: Incoming,
+    files: PixelFiles,
+    store: Store,
+    now: datetime,
+    then: Callable[[Taken | Exception], None],
+) -> None:
+    """Have `then` called once with what `take_in` returns or raises, a failure of ours included.
+
+    Nobody waits for the database: often another thread, which commits for several, calls `then`,
+    before or after this returns. So `then` must be brief and raise nothing.
+    """
+    _Meanwhile(incoming, files, store, now, then).begin()
+
+
+class _Meanwhile:
+    """One instance that is being kept while the thread that brought it goes on."""
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        files: PixelFiles,
+        store: Store,
+        now: datetime,
+        then: Callable[[Taken | Exception], None],
+    ) -> None:
+        self._incoming = incoming
+        self._files = files
+        self._store = store
+        self._now = now
+        self._then = then
+        self._told = False
+
+    def begin(self) -> None:
+        """Write the file and hand its row in."""
+        kept: list[Taken | None] = []
+        error = failure_of(lambda: kept.append(self._write()))
+        if error is not None:
+            self._tell(partial(_given, error))
+        elif kept[0] is not None:
+            self._tell(partial(_given, kept[0]))
+
+    def _write(self) -> Taken | None:
+        """Return what became of it; None if that will be told when its row is there."""
+        examined = examine(self._incoming)
+        with _asked_again(examined), ExitStack() as turn:
+            turn.enter_context(self._files.exclusive(examined.sop_uid))
+            path = self._files.create(*_to_write(examined))
+            if path is None:
+                return self._again(examined)
+            new = _row(examined, self._incoming, path)
+            recorded = partial(self._recorded, examined, new, turn.pop_all())
+        self._store.series.hand_in_instance(new, self._now, recorded)
+        return None
+
+    def _recorded(
+        self, examined: Examined, new: NewInstance, turn: ExitStack, recorded: Recorded | Exception
+    ) -> None:
+        """Tell what became of it, now that the database has spoken."""
+        action = partial(self._tell, partial(self._end, examined, new, turn, recorded))
+        if isinstance(recorded, Recorded) and recorded.outcome == "new":
+            action()
+        else:  # it may take its time
+            _apart(action)
+
+    def _end(
+        self, examined: Examined, new: NewInstance, turn: ExitStack, recorded: Recorded | Exception
+    ) -> Taken:
+        with _asked_again(examined), turn:
+            outcome = _outcome(partial(_given, recorded), new, self._files, self._store)
+            return self._again(examined) if outcome is None else _taken(examined, outcome)
+
+    def _again(self, examined: Examined) -> Taken:
+        outcome = _keep_again(examined, self._incoming, self._files, self._store, self._now)
+        return _taken(examined, outcome)
+
+    def _tell(self, action: Callable[[], Taken]) -> None:
+        """Tell what `action` returns or raises, once."""
+        taken: list[Taken] = []
+        noted = partial(_noted, self._incoming, self._store, self._now, action)
+        error = failure_of(lambda: taken.append(noted()))
+        if not self._told:
+            self._told = True
+            self._then(error or taken[0])
+
+
+def _given(outcome: Outcome | Exception) -> Outcome:
+    """Return it; raise it, if it is an exception."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _apart(action: Callable[[], None]) -> None:
+    """Do it in a thread of its own; here, if there is none to be had."""
     try:
-        examined = examine(incoming)
-        taken = _keep_or_ask_again(examined, incoming, files, store, now)
+        Thread(target=action, name="intake").start()
+    except RuntimeError:
+        action()
+
+
+def _noted(incoming: Incoming, store: Store, now: datetime, action: Callable[[], Taken]) -> Taken:
+    """Return what `action` says of the instance, which is counted; a refusal leaves a trace."""
+    try:
+        taken = action()
     except InstanceRejected as error:
         _note_rejection(incoming, error, store, now)
         raise
@@ -109,12 +224,11 @@ def _is_at(path: Path, known: Path) -> bool:
     return (path.parent.name, path.name) == (known.parent.name, known.name)
 
 
-def _keep_or_ask_again(
-    examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
-) -> Taken:
-    """Return what `_keep` returns; what the system refuses for now, the sender may send again."""
+@contextmanager
+def _asked_again(examined: Examined) -> Iterator[None]:
+    """Let the sender send again what the system refuses for now."""
     try:
-        return _keep(examined, incoming, files, store, now)
+        yield
     except OSError as error:  # no descriptor left, a lock that somebody keeps
         reason = f"{examined.sop_uid}: cannot be kept now: {error.strerror or error}"
         raise OutOfSpace(reason) from error
@@ -124,10 +238,14 @@ def _keep(
     examined: Examined, incoming: Incoming, files: PixelFiles, store: Store, now: datetime
 ) -> Taken:
     """Write file and row, or find that both are there."""
-    with files.exclusive(examined.sop_uid):
+    with _asked_again(examined), files.exclusive(examined.sop_uid):
         outcome = _keep_new(examined, incoming, files, store, now)
         if outcome is None:
             outcome = _keep_again(examined, incoming, files, store, now)
+    return _taken(examined, outcome)
+
+
+def _taken(examined: Examined, outcome: str) -> Taken:
     return Taken(sop_uid=examined.sop_uid, series_uid=examined.series_uid, outcome=outcome)
 
 
@@ -143,15 +261,22 @@ def _keep_new(
     if path is None:
         return None
     new = _row(examined, incoming, path)
+    return _outcome(lambda: store.series.record_instance(new, now), new, files, store)
+
+
+def _outcome(
+    record: Callable[[], Recorded], new: NewInstance, files: PixelFiles, store: Store
+) -> str | None:
+    """Return the outcome for a new file; None if another content is known under its name."""
     try:
-        outcome = store.series.record_instance(new, now).outcome
-        known = store.series.find_instance(new.sop_uid) if outcome == "duplicate" else None
-        if known is not None and known.path != new.path:  # a correction was cut short
-            files.discard(new.path)
-        return outcome
+        outcome = record().outcome
     except ConflictingInstance:
         files.discard(new.path)
         return None
+    known = store.series.find_instance(new.sop_uid) if outcome == "duplicate" else None
+    if known is not None and known.path != new.path:  # a correction was cut short
+        files.discard(new.path)
+    return outcome
 
 
 def _keep_again(

@@ -1,7 +1,7 @@
 """Doing for many threads at once what each of them would wait for alone.
 
-A sync of a folder, or a commit, costs the same for one file or row as for ten. Whoever comes while
-one is under way waits, and the next one is for all who wait. Nobody is answered before it is done,
+A sync of a folder, or a commit, costs the same for one file or row as for ten. What comes while one
+is under way waits, and the next one is for all that waits. Nobody is answered before it is done,
 and a thread that is alone waits for nobody.
 """
 
@@ -9,12 +9,16 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, Self, TypeVar
+
+from dicom_node.edges import failure_of
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 MOST = 64  # at once, so that nobody waits for too long a queue
+MOST_TURNS = 4  # of one thread for others
 
 
 class SharedWorkFailed(RuntimeError):
@@ -65,6 +69,93 @@ class Together(Generic[In, Out]):
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 ticket.outcome = outcome
                 ticket.done = True
+
+
+class HandedIn(Generic[In, Out]):
+    """Calls `work` with what several threads have handed in, none of which needs to wait.
+
+    `work` returns as for `Together`; if it raises, `SharedWorkFailed` is each outcome. Who hands
+    something in while nobody is at work does it, and what others hand in meanwhile. After
+    MOST_TURNS the next who comes takes over, so that nobody works for others for ever.
+    """
+
+    def __init__(self, work: Callable[[Sequence[In]], Sequence[Out | Exception]]) -> None:
+        self._work = work
+        self._waiting: deque[tuple[In, Callable[[Out | Exception], None]]] = deque()
+        self._turn = threading.Lock()
+        self._succession = threading.Lock()  # held by who waits for the turn of one who is tired
+        self._tired = False
+
+    def hand_in(self, item: In, then: Callable[[Out | Exception], None]) -> None:
+        """Have `then` called with what becomes of `item`, before or after this returns.
+
+        It is called by whoever did the work, so it must be brief and raise nothing.
+        """
+        self._waiting.append((item, then))
+        if self._turn.acquire(blocking=False):
+            self._lead()
+        elif self._tired and self._succession.acquire(blocking=False):
+            self._turn.acquire()
+            self._succession.release()
+            self._lead()
+
+    def do(self, item: In) -> Out:
+        """Return the outcome of `item` when the work is done; raise it, if it is an exception."""
+        outcomes: list[Out | Exception] = []
+        done = threading.Lock()
+        done.acquire()
+
+        def then(outcome: Out | Exception) -> None:
+            outcomes.append(outcome)
+            done.release()
+
+        self.hand_in(item, then)
+        done.acquire()
+        (outcome,) = outcomes
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _lead(self) -> None:
+        """Do what waits; the turn is ours.
+
+        Somebody may hand in between our last look and the end of our turn: we look once more.
+        """
+        turns = 0
+        failures: list[Exception | None] = []
+        while True:
+            try:
+                while self._waiting and not self._succession.locked():
+                    failures.append(failure_of(self._do_next))
+                    turns += 1
+                    self._tired = turns >= MOST_TURNS
+            finally:
+                self._tired = False
+                self._turn.release()
+            # Who is locked in there has the turn next.
+            if not self._waiting or self._succession.locked():
+                break
+            if not self._turn.acquire(blocking=False):
+                break
+        _raise_first(failures)
+
+    def _do_next(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
+        failed = SharedWorkFailed("work that was done for several at once failed")
+        outcomes: list[Out | Exception] = []
+        told: list[Exception | None] = []
+        try:
+            items = [item for item, _ in batch]
+            failed.__cause__ = failure_of(lambda: outcomes.extend(self._work(items)))
+        finally:  # whatever happens, nobody waits for ever
+            for (_, then), outcome in zip(batch, outcomes or [failed] * len(batch), strict=True):
+                told.append(failure_of(partial(then, outcome)))
+        _raise_first(told)
+
+
+def _raise_first(failures: Sequence[Exception | None]) -> None:
+    for failure in filter(None, failures):
+        raise failure
 
 
 class Behind(Generic[In]):

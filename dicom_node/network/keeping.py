@@ -1,6 +1,6 @@
 """A C-STORE of a known peer, on whatever association it comes: kept, then answered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -12,9 +12,9 @@ from pynetdicom.events import Event
 from dicom_node import telemetry
 from dicom_node.content import split
 from dicom_node.errors import InstanceRejected, NotAnInstance
-from dicom_node.intake import Incoming, take_in
+from dicom_node.intake import Incoming, Taken, take_in, take_in_meanwhile
 from dicom_node.network.dimse import one_line
-from dicom_node.network.storage import Answer, Arrived
+from dicom_node.network.storage import UNABLE_TO_PROCESS, Answer, Arrived
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings
 from dicom_node.store import Store
@@ -41,19 +41,53 @@ def keep(
 ) -> Answer:
     """Return 0x0000 when the instance is durable, else why not."""
     if "source" not in peer.roles:
-        log.warning("instance.unauthorised", peer=peer.name)
-        return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
-    incoming = Incoming(
+        return unauthorised(peer)
+    try:
+        return Answer(status=take_in(incoming(peer, arrived), files, store, now).status)
+    except InstanceRejected as error:
+        return Answer(status=error.status, comment=str(error))
+
+
+def keep_meanwhile(
+    peer: PeerSettings,
+    arrived: Arrived,
+    files: PixelFiles,
+    store: Store,
+    now: datetime,
+    reply: Callable[[Answer], None],
+) -> None:
+    """Give the same answer as `keep` to `reply`, as `intake.take_in_meanwhile` does."""
+
+    def then(taken: Taken | Exception) -> None:
+        if isinstance(taken, Taken):
+            reply(Answer(status=taken.status))
+        elif isinstance(taken, InstanceRejected):
+            reply(Answer(status=taken.status, comment=str(taken)))
+        else:  # no success, and the association goes on
+            log.error("instance.failed", peer=peer.name, exc_info=taken)
+            reply(Answer(status=UNABLE_TO_PROCESS))
+
+    if "source" not in peer.roles:
+        reply(unauthorised(peer))
+        return
+    take_in_meanwhile(incoming(peer, arrived), files, store, now, then)
+
+
+def unauthorised(peer: PeerSettings) -> Answer:
+    """Return what a peer hears that may not send images."""
+    log.warning("instance.unauthorised", peer=peer.name)
+    return Answer(status=NOT_AUTHORISED, comment=f"{peer.name} is configured as no source")
+
+
+def incoming(peer: PeerSettings, arrived: Arrived) -> Incoming:
+    """Return what arrived in a C-STORE as `intake` wants it."""
+    return Incoming(
         encoded=arrived.encoded,
         transfer_syntax=arrived.transfer_syntax,
         calling_ae=peer.calling,
         sop_class=arrived.sop_class,
         sop_uid=arrived.sop_uid,
     )
-    try:
-        return Answer(status=take_in(incoming, files, store, now).status)
-    except InstanceRejected as error:
-        return Answer(status=error.status, comment=str(error))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +129,7 @@ def keep_file(
             return Kept(status=NO_SUCH_CLASS, comment=f"SOP class {names['sop_class']}", **names)
         if syntax not in accepted.syntaxes:
             return Kept(status=NO_SUCH_SYNTAX, comment=f"transfer syntax {syntax}", **names)
-        incoming = Incoming(
+        given = Incoming(
             encoded=encoded,
             transfer_syntax=syntax,
             calling_ae=calling,
@@ -103,7 +137,7 @@ def keep_file(
             sop_class=names["sop_class"],
             sop_uid=names["sop_uid"],
         )
-        return Kept(status=take_in(incoming, accepted.files, store, now).status, **names)
+        return Kept(status=take_in(given, accepted.files, store, now).status, **names)
     except InstanceRejected as error:
         return Kept(status=error.status, comment=str(error), **names)
 

@@ -19,7 +19,13 @@ from dicom_node.network import hints
 from dicom_node.network.commitment import Reports, context
 from dicom_node.network.commitment_scp import CommitmentScp
 from dicom_node.network.hints import HintScp
-from dicom_node.network.keeping import NO_SUCH_OPERATION, arrived_in, as_dataset, keep
+from dicom_node.network.keeping import (
+    NO_SUCH_OPERATION,
+    arrived_in,
+    as_dataset,
+    keep,
+    keep_meanwhile,
+)
 from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import Offer
 from dicom_node.network.peers import Admission
@@ -72,7 +78,7 @@ class NodeScp:
             offer=_offer(self._ae),
             limits=self._policy.limits,
             idle_s=settings.node.network_timeout_s,
-            store=self._store_one,
+            store=self._store_meanwhile,
             elsewhere=ELSEWHERE,
         )
         self._peers: WeakKeyDictionary[Association, PeerSettings] = WeakKeyDictionary()
@@ -140,6 +146,12 @@ class NodeScp:
     def _store_one(self, peer: PeerSettings, arrived: Arrived) -> Answer:
         """Return 0x0000 when the instance is durable, else why not."""
         return keep(peer, arrived, self._files, self._store, self._clock())
+
+    def _store_meanwhile(
+        self, peer: PeerSettings, arrived: Arrived, reply: Callable[[Answer], None]
+    ) -> None:
+        """Give the same answer to `reply`, perhaps later."""
+        keep_meanwhile(peer, arrived, self._files, self._store, self._clock(), reply)
 
     def _on_store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE on an association that pynetdicom serves."""

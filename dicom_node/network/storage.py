@@ -82,7 +82,8 @@ class Service:
     offer: Offer
     limits: Limits
     idle_s: float
-    store: Callable[[PeerSettings, Arrived], Answer]
+    # Calls what it is given with the answer, once, perhaps in another thread, or raises.
+    store: Callable[[PeerSettings, Arrived, Callable[[Answer], None]], None]
     elsewhere: tuple[str, ...] = ()  # the SOP classes that pynetdicom must serve
 
     def suffices(self, request: bytes | bytearray) -> bool:
@@ -134,6 +135,7 @@ class StorageAssociation:
         self._contexts: Mapping[int, AcceptedContext] = {}
         self._longest_pdu = 0
         self._message = Message(self._wire)
+        self._debt = Debt(self._wire)
         self._aborting = threading.Event()
         self._ended = threading.Event()
 
@@ -157,6 +159,8 @@ class StorageAssociation:
             fields = {"peer": self._peer.name, "address": self._address}
             self._complaints.note("lost", "connection.lost", reason=type(error).__name__, **fields)
         finally:
+            with suppress(LimitExceeded, OSError):
+                self._debt.settle()  # until then somebody else may send
             self._ended.set()
 
     def _serve(self) -> None:
@@ -181,6 +185,7 @@ class StorageAssociation:
     def _say(self, last_word: bytes) -> None:
         """Send a PDU after which nothing follows."""
         with suppress(LimitExceeded):
+            self._debt.settle()
             self._wire.send(last_word)
             self._wire.part()
 
@@ -199,8 +204,10 @@ class StorageAssociation:
 
     def _turn(self) -> bool:
         """Take one PDU; return whether another one may follow."""
-        while self._wire.waiting():
+        while self._wire.waiting(owing=self._debt.owed):
             self._message.spare_memory()
+            if not self._debt.owed:
+                self._debt.settle()
         kind, length = self._wire.header()
         if kind == P_DATA_TF:
             self._take_fragments(length)
@@ -233,18 +240,23 @@ class StorageAssociation:
             length -= 4 + of_pdv
 
     def _respond(self) -> None:
-        """Answer the message that is complete."""
+        """Answer the message that is complete, after the one before it."""
+        self._debt.settle()
         command, context = self._message.command, self._message.context
-        answer = self._answer_to(command, context)
-        self._message.restart()
-        if answer is not None:
-            response = dimse.response(command, answer.status, answer.comment)
-            self._wire.send(command_pdus(response, context.number, self._longest_pdu))
-
-    def _answer_to(self, command: Command, context: AcceptedContext) -> Answer | None:
-        """Return what a request gets; None for what gets no answer."""
         if command.field == dimse.C_STORE_RQ:
-            return self._store(command, context)
+            self._store(command, context)
+        else:
+            answer = self._answer_to(command)
+            if answer is not None:
+                self._wire.send(self._response(command, context, answer))
+        self._message.restart()
+
+    def _response(self, command: Command, context: AcceptedContext, answer: Answer) -> bytes:
+        response = dimse.response(command, answer.status, answer.comment)
+        return command_pdus(response, context.number, self._longest_pdu)
+
+    def _answer_to(self, command: Command) -> Answer | None:
+        """Return what another request than C-STORE gets; None for what gets no answer."""
         if command.field == dimse.C_ECHO_RQ:
             fits = command.sop_class == VERIFICATION
             return Answer(status=SUCCESS if fits else NO_SUCH_CLASS)
@@ -254,22 +266,70 @@ class StorageAssociation:
             return Answer(status=NO_SUCH_OPERATION)
         raise bad_message(f"a command with field {command.field:04X} came")
 
-    def _store(self, command: Command, context: AcceptedContext) -> Answer:
+    def _store(self, command: Command, context: AcceptedContext) -> None:
+        """Have an instance kept; whoever makes it durable answers, while we read what follows."""
+
+        def reply(answer: Answer) -> None:
+            self._debt.clear(self._response(command, context, answer))
+
+        self._debt.owe()
         offered = command.sop_class in self._service.offer.syntaxes
         if not offered or VERIFICATION in (context.abstract_syntax, command.sop_class):
-            return Answer(status=NO_SUCH_CLASS)
-        arrived = Arrived(
-            sop_class=command.sop_class,
-            sop_uid=command.sop_uid,
-            transfer_syntax=context.transfer_syntax,
-            encoded=self._message.data,
-        )
-        answers: list[Answer] = []
-        error = failure_of(lambda: answers.append(self._service.store(self._peer, arrived)))
-        if error:  # no success, and the association goes on
-            log.error("instance.failed", peer=self._peer.name, exc_info=error)
-            return Answer(status=UNABLE_TO_PROCESS)
-        return answers[0]
+            reply(Answer(status=NO_SUCH_CLASS))
+        else:
+            arrived = Arrived(
+                sop_class=command.sop_class,
+                sop_uid=command.sop_uid,
+                transfer_syntax=context.transfer_syntax,
+                encoded=self._message.data,
+            )
+            error = failure_of(lambda: self._service.store(self._peer, arrived, reply))
+            if error:  # no success, and the association goes on
+                log.error("instance.failed", peer=self._peer.name, exc_info=error)
+                reply(Answer(status=UNABLE_TO_PROCESS))
+        if not self._wire.two_way:
+            self._debt.settle()
+
+
+class Debt:
+    """The answer that an association owes; whoever has it sends it, as far as the peer takes it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._owed = threading.Lock()  # held while there is one to come
+        self._rest = b""  # of one that the peer did not take at once
+
+    @property
+    def owed(self) -> bool:
+        """Return whether an answer is still to come."""
+        return self._owed.locked()
+
+    def owe(self) -> None:
+        """Wait until nothing is owed; from now on something is."""
+        self._owed.acquire()
+
+    def clear(self, response: bytes) -> None:
+        """Send the answer, from whatever thread; a second one is not said."""
+        if not self.owed:
+            return
+        with suppress(OSError):  # whoever reads learns that the peer is gone
+            self._rest = self._wire.send_now(response)
+        self._owed.release()
+
+    def settle(self) -> None:
+        """Wait until nothing is owed, and send what is left of the answer that was given.
+
+        Raises
+        ------
+        LimitExceeded
+            If the peer does not take it.
+        OSError
+            If the connection is lost.
+        """
+        with self._owed:
+            rest, self._rest = self._rest, b""
+        if rest:
+            self._wire.send(rest)
 
 
 class Message:

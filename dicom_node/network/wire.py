@@ -1,7 +1,7 @@
 """PDUs off and onto a socket: waited for without polling, bounded in length and in time.
 
 One thread reads one connection. While nothing comes it sleeps in the kernel, and what comes is
-read straight to where it is needed.
+read straight to where it is needed. Another thread may send meanwhile (`send_now`).
 """
 
 import socket
@@ -39,8 +39,18 @@ class Wire:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(min(TICK_S, limits.pdu_s / 4, idle_s / 4))
 
-    def waiting(self) -> bool:
+    @property
+    def two_way(self) -> bool:
+        """Return whether one thread may send while another one reads: not with TLS."""
+        return type(self._sock) is socket.socket
+
+    def waiting(self, *, owing: bool = False) -> bool:
         """Return whether there is still nothing to read, after a while.
+
+        Parameters
+        ----------
+        owing
+            It is we who are to speak: the peer's silence does not count.
 
         Raises
         ------
@@ -54,7 +64,7 @@ class Wire:
         try:
             self._at, self._end = 0, brief_calls.receive(self._sock, self._ahead)
         except TimeoutError:
-            if time.monotonic() - self._silent_since > self._idle_s:
+            if not owing and time.monotonic() - self._silent_since > self._idle_s:
                 raise LimitExceeded("idle", f"silent for {self._idle_s:g} s") from None
             return True
         if not self._end:
@@ -145,6 +155,17 @@ class Wire:
                 if time.monotonic() > deadline:
                     text = f"it does not read what we send for {self._limits.pdu_s:g} s"
                     raise LimitExceeded("slow PDU", text) from None
+
+    def send_now(self, data: bytes) -> bytes:
+        """Send what the peer takes at once; return the rest, all of it where `two_way` is not.
+
+        Raises
+        ------
+        OSError
+            If the connection is lost.
+        """
+        self._silent_since = time.monotonic()
+        return data[brief_calls.send_now(self._sock, data) :] if self.two_way else data
 
     def part(self) -> None:
         """Let the peer read our last word and go: closing at once could take it back."""

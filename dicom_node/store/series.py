@@ -1,7 +1,7 @@
 """Received series: instances, the ledger, and the list that people read."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from dicom_node.store.instances import (
 )
 from dicom_node.store.recorder import Recorder
 from dicom_node.store.results import series_made
-from dicom_node.together import Together
+from dicom_node.together import HandedIn
 
 AT_ONCE = 500  # UIDs of one query
 LEDGER_PARTS = {
@@ -72,7 +72,7 @@ class SeriesStore:
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
-        self._recording: Together[Arrival, Recorded] = Together(Recorder(database).record_all)
+        self._recording: HandedIn[Arrival, Recorded] = HandedIn(Recorder(database).record_all)
 
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
         """Return what became of `new`: when this returns, it is durable.
@@ -90,6 +90,15 @@ class SeriesStore:
             If the database did not commit.
         """
         return self._recording.do((new, now))
+
+    def hand_in_instance(
+        self, new: NewInstance, now: datetime, then: Callable[[Recorded | Exception], None]
+    ) -> None:
+        """Have `then` called with what `record_instance` returns or raises.
+
+        By this thread or by another one, before or after this returns, as `HandedIn` says.
+        """
+        self._recording.hand_in((new, now), then)
 
     def move_file(self, sop_uid: str, old: Path, new: Path) -> None:
         """Let the rows of an instance speak of its file at another place."""

@@ -41,6 +41,7 @@ if sabotage == "file is written through another descriptor":
     os.writev = careless_write
 
 from dataclasses import replace
+from dicom_node.intake import Taken
 from dicom_node.settings import Settings
 from dicom_node.store import engines, open_store
 from dicom_node.network import keeping, scp as scp_module
@@ -53,14 +54,13 @@ if sabotage == "database is not synced":
         connection.execute("PRAGMA synchronous=OFF")
     engines.prepare_sqlite = careless
 if sabotage == "answer comes first":
-    take_in = keeping.take_in
-    class Answer:
-        status = 0
-    def early(incoming, *others):
+    take_in_meanwhile = keeping.take_in_meanwhile
+    def early(incoming, *others, then):
         copied = replace(incoming, encoded=bytes(incoming.encoded))
-        threading.Timer(1.0, take_in, (copied, *others)).start()
-        return Answer
-    keeping.take_in = early
+        late = (copied, *others, lambda outcome: None)
+        threading.Timer(1.0, take_in_meanwhile, late).start()
+        then(Taken(sop_uid="", series_uid="", outcome="new"))
+    keeping.take_in_meanwhile = lambda *given: early(*given[:-1], then=given[-1])
 
 settings = Settings.model_validate_json(sys.stdin.readline())
 store = open_store(settings.database_url)

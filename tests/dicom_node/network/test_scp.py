@@ -211,7 +211,7 @@ def test_exception_in_the_handler_is_no_success(node, tmp_path, monkeypatch):
     def break_down(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dicom_node.network.keeping.take_in", break_down)
+    monkeypatch.setattr("dicom_node.network.keeping.take_in_meanwhile", break_down)
     association = associate(node)
 
     assert store(association, write_instance(tmp_path, make_instance())).Status == 0xC211
