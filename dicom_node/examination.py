@@ -7,6 +7,7 @@ pydicom (`content`), which knows the words for it.
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -51,13 +52,13 @@ def tag_of(keyword: str) -> int:
 
 NAME_TAGS = tuple(map(tag_of, NAMES))
 HEADER_TAGS = tuple(
-    (tag_of(keyword), keyword)
+    (tag_of(keyword), keyword, ENHANCED_NAMES.get(keyword, keyword))
     for keyword in (*HEADER_KEYS, *ENHANCED_NAMES)
     if keyword != FROM_META
 )
 ROWS, COLUMNS, SAMPLES, BITS = map(tag_of, ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
 FRAMES, PHOTOMETRIC = tag_of("NumberOfFrames"), tag_of("PhotometricInterpretation")
-DICTIONARY_VRS = {keyword: dictionary_VR(tag) for tag, keyword in HEADER_TAGS}
+DICTIONARY_VRS = {keyword: dictionary_VR(tag) for tag, keyword, _ in HEADER_TAGS}
 _NUMBER = rb"-?\d{1,6}(?:\.\d{1,8})?"
 PLAIN = {  # what differs from slice to slice, as most scanners write it
     "DS": re.compile(rb"%s(?:\\%s)* ?" % (_NUMBER, _NUMBER)),
@@ -217,21 +218,43 @@ def of_vr(found: Scanned, tag: int, vr: str, missing: bytes = b"") -> bytes:
     return value if told in (None, vr) else b""
 
 
+class _SliceBefore(threading.local):
+    """The values of the slice that this thread saw before, encoded and converted, by tag."""
+
+    def __init__(self) -> None:
+        self._character_set = b""
+        self._values: dict[int, tuple[tuple[str | None, bytes], Any]] = {}
+
+    def of(self, character_set: bytes) -> dict[int, tuple[tuple[str | None, bytes], Any]]:
+        """Return them; none, if they were of another character set."""
+        if character_set != self._character_set:
+            self._character_set, self._values = character_set, {}
+        return self._values
+
+
+_slice_before = _SliceBefore()
+
+
 def quick_header(found: Scanned, transfer_syntax: str) -> dict[str, Any]:
     """Return the same as `headers.header_of`."""
     values = found.values
     character_set = values.get(CHARACTER_SET, (None, b""))[1]
-    header: dict[str, Any] = private_values(values)
-    for tag, keyword in HEADER_TAGS:
+    creators = [tag for tag in values if tag & 0x0001FF00 == 0x00010000 and tag & 0xFF >= 0x10]
+    header: dict[str, Any] = private_values(values) if creators else {}
+    before = _slice_before.of(character_set)
+    for tag, keyword, name in HEADER_TAGS:
         encoded = values.get(tag)
         if encoded is None:
             continue
-        value = converted(tag, keyword, *encoded, character_set)
+        known = before.get(tag)
+        if known is not None and known[0] == encoded:
+            value = known[1]
+        else:
+            value = converted(tag, keyword, *encoded, character_set)
+            before[tag] = encoded, value
         if value is not None:
-            name = ENHANCED_NAMES.get(keyword, keyword)
             header[name] = list(value) if isinstance(value, list) else value
     header[FROM_META] = str(UID(transfer_syntax))
-    creators = [tag for tag in values if tag & 0x0001FF00 == 0x00010000 and tag & 0xFF >= 0x10]
     header[PRIVATE_CREATORS] = sorted(
         {str(converted(tag, "", *values[tag], character_set) or "") for tag in creators}
     )

@@ -1,6 +1,7 @@
 """The quick look at an instance says what the thorough one says, or nothing."""
 
 import random
+from io import BytesIO
 
 import pytest
 from pydicom import Dataset
@@ -16,8 +17,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_node import elements as elements_module
 from dicom_node.bombs import MOST_ELEMENTS, MOST_ITEMS
-from dicom_node.content import split_file
+from dicom_node.content import split, split_file
 from dicom_node.errors import InstanceRejected
 from dicom_node.examination import Incoming, examine, quick_look, thorough_look
 from tests.dicom_node.test_content import with_sequences
@@ -183,3 +185,106 @@ def test_both_looks_agree_on_real_instances(shared_series, name):
 
         assert quick is not None or path.name == "0001.dcm"
         assert quick in (None, thorough_look(arrived))
+
+
+@pytest.fixture
+def afresh(monkeypatch):
+    """Return a function that scans without what was learned from other data sets."""
+    monkeypatch.setattr(elements_module, "_alike", {})
+
+    def scan(data: bytes, syntax: str):
+        known, elements_module._alike = elements_module._alike, {}
+        try:
+            return elements_module.scan(data, syntax)
+        finally:
+            elements_module._alike = known
+
+    return scan
+
+
+def learned(data: bytes, syntax: str) -> int:
+    """Return how many layouts are known of data sets of this length."""
+    alike = elements_module._alike.get((syntax, len(data)))
+    return len(alike._layouts) if alike else 0
+
+
+def slices(syntax: str) -> list[bytes]:
+    """Return data sets that are laid out alike, with sequences, private and unknown elements."""
+    made = []
+    for number in range(1, 6):
+        dataset = with_sequences()
+        dataset.SOPInstanceUID = f"1.2.826.0.1.{number}"
+        dataset.InstanceNumber = number
+        dataset.SliceLocation = f"{number}.25"
+        dataset.PatientName = "Müller^Ä" if number % 2 else "Muller^AE "
+        dataset.SpecificCharacterSet = "ISO_IR 100"
+        block = dataset.private_block(0x0019, "SOMEBODY", create=True)
+        block.add_new(0x08, "UN", bytes([number, 0, 0, 0]))
+        made.append(split(BytesIO(encoded(dataset, syntax)))[1])
+    return made
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_slice_that_is_laid_out_as_another_one_says_what_it_says(afresh, syntax):
+    walked = [afresh(data, syntax) for data in slices(syntax)]
+
+    assert [elements_module.scan(data, syntax) for data in slices(syntax)] == walked
+    assert len({one.attributes_sha256 for one in walked}) == 5
+    assert [learned(data, syntax) for data in slices(syntax)] == [1] * 5
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_whatever_byte_of_a_slice_is_another_one_it_is_read_as_if_nothing_had_been_learned(
+    afresh, syntax
+):
+    rng = random.Random(8)
+    known = slices(syntax)[0]
+    pixels = known.rindex(b"\xe0\x7f\x10\x00")
+    read, refused = 0, 0
+    for number in range(3000):
+        for _ in range(2):
+            elements_module.scan(known, syntax)
+        data = bytearray(known)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            data[rng.randrange(pixels + 12)] = rng.randrange(256)
+        if number % 10 == 0:  # what begins as an item where there was none
+            at = known.index(b"\x19\x00\x08\x11") + (8 if syntax == ImplicitVRLittleEndian else 12)
+            data[at : at + 4] = ITEM
+        found = elements_module.scan(bytes(data), syntax)
+        assert found == afresh(bytes(data), syntax)
+        read, refused = read + (found is not None), refused + (found is None)
+
+    assert read > 500 and refused > 500
+
+
+def test_what_was_learned_stays_little(afresh, monkeypatch):
+    monkeypatch.setattr(elements_module, "MOST_ALIKE", 4)
+    syntax = ExplicitVRLittleEndian
+    for number in range(20):  # each with another element that no slice before it had
+        data = raw(0x00080060, "CS", b"MR") + raw(0x00100000 + 2 * number + 1, "UN", b"ab")
+        elements_module.scan(data, syntax)
+        assert learned(data, syntax) <= 3
+    assert learned(data, syntax) == 0  # it never helped
+    for length in range(2, 40, 2):
+        elements_module.scan(raw(0x00080060, "CS", b"M" * length), syntax)
+    assert len(elements_module._alike) == 4
+
+
+def test_neither_a_long_header_nor_what_follows_the_pixels_is_learned(afresh):
+    syntax = ExplicitVRLittleEndian
+    pixels = raw(0x7FE00010, "OW", bytes(8))
+    long = raw(0x00080060, "CS", b"MR") + raw(0x00091010, "OB", bytes(40000)) + pixels
+    followed = raw(0x00080060, "CS", b"MR") + pixels + raw(0xFFFCFFFC, "OB", bytes(8))
+    for data in (long, followed):
+        for _ in range(3):
+            assert elements_module.scan(data, syntax) == afresh(data, syntax) is not None
+        assert learned(data, syntax) == 0
+
+
+def test_the_slice_before_lends_its_values_in_no_other_character_set(tmp_path):
+    for name in ("ISO_IR 100", "ISO_IR 144", "ISO_IR 100"):
+        dataset = make_instance(SpecificCharacterSet=name)
+        dataset.SeriesDescription = "Ä" if name == "ISO_IR 100" else "Ф"
+        arrived = incoming(encoded(dataset), tmp_path)
+
+        assert quick_look(arrived) == thorough_look(arrived)
