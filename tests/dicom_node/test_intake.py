@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from queue import Queue
+from threading import Barrier, Event, Thread
 
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
@@ -19,9 +20,10 @@ from dicom_node.errors import (
     OutOfSpace,
     StoreUnavailable,
 )
-from dicom_node.intake import recover, submit_file, take_in
+from dicom_node.intake import Taken, recover, submit_file, take_in, take_in_meanwhile
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.store import open_store
+from dicom_node.together import SharedWorkFailed
 from tests.rigs import NOW, PATIENT, encoded, incoming, make_instance, write_instance
 
 
@@ -37,12 +39,32 @@ def files(tmp_path):
     return PixelFiles(tmp_path / "in", min_free_bytes=0)
 
 
+def and_wait(given, files, store, now):
+    """Return or raise what `take_in_meanwhile` tells, once."""
+    told: Queue[Taken | Exception] = Queue()
+    take_in_meanwhile(given, files, store, now, told.put)
+    taken = told.get(timeout=60)
+    assert told.empty()
+    if isinstance(taken, Exception):
+        raise taken
+    return taken
+
+
+@pytest.fixture(params=[take_in, and_wait], ids=["waiting", "meanwhile"])
+def way(request):
+    """One of the two ways to take in an instance: what becomes of it is the same."""
+    return request.param
+
+
 @pytest.fixture
-def take(tmp_path, files, store):
+def take(way, tmp_path, files, store):
     """Take in a DICOM file as if a C-STORE had brought it."""
 
     def take(file, **values):
-        return take_in(incoming(file, tmp_path, **values), files, store, NOW)
+        try:
+            return way(incoming(file, tmp_path, **values), files, store, NOW)
+        finally:  # nobody else is kept out any more
+            assert not any(turn._among_threads.locked() for turn in files._turns.values())
 
     return take
 
@@ -167,11 +189,11 @@ def test_short_pixels_are_refused_with_the_figures(take, files, store):
     assert files.paths() == [] and events(store) == ["instance.rejected"]
 
 
-def test_full_disk_asks_the_sender_to_try_again(tmp_path, store):
+def test_full_disk_asks_the_sender_to_try_again(way, tmp_path, store):
     files = PixelFiles(tmp_path / "in", min_free_bytes=2**62)
 
     with pytest.raises(OutOfSpace) as refused:
-        take_in(incoming(encoded(make_instance()), tmp_path), files, store, NOW)
+        way(incoming(encoded(make_instance()), tmp_path), files, store, NOW)
 
     assert refused.value.status == 0xA700 and refused.value.retryable
     assert store.series.find_instance("1.2.826.0.1.1") is None
@@ -200,14 +222,16 @@ def lock_database(tmp_path):
     return connection
 
 
-def test_database_that_does_not_commit_is_no_success(take, files, store, tmp_path, monkeypatch):
+def test_database_that_does_not_commit_is_no_success(
+    way, take, files, store, tmp_path, monkeypatch
+):
     monkeypatch.setattr("dicom_node.store.engines.BUSY_TIMEOUT_S", 0.2)
     impatient = open_store(f"sqlite:///{tmp_path / 'node.db'}")
     arriving = incoming(encoded(make_instance()), tmp_path)
     blocker = lock_database(tmp_path)
 
     with pytest.raises(StoreUnavailable) as refused:
-        take_in(arriving, files, impatient, NOW)
+        way(arriving, files, impatient, NOW)
     blocker.close()
     impatient.close()
 
@@ -318,7 +342,7 @@ def test_orphan_is_replaced_when_the_sender_tries_again(take, files):
     assert files.paths()[0].read_bytes()[128:132] == b"DICM"
 
 
-def test_one_instance_over_many_associations_at_once_is_one_instance(tmp_path, files, store):
+def test_one_instance_over_many_associations_at_once_is_one_instance(way, tmp_path, files, store):
     arriving = [
         incoming(encoded(make_instance(), syntax), tmp_path)
         for syntax in (ImplicitVRLittleEndian, RLELossless) * 4
@@ -327,7 +351,7 @@ def test_one_instance_over_many_associations_at_once_is_one_instance(tmp_path, f
 
     def take_one(each):
         together.wait()
-        return take_in(each, files, store, NOW).outcome
+        return way(each, files, store, NOW).outcome
 
     with ThreadPoolExecutor(len(arriving)) as pool:
         outcomes = sorted(pool.map(take_one, arriving))
@@ -336,7 +360,7 @@ def test_one_instance_over_many_associations_at_once_is_one_instance(tmp_path, f
     assert len(files.paths()) == 1 and store.ledger().acknowledged == 1
 
 
-def test_one_uid_with_two_contents_at_once_is_kept_once_and_whole(tmp_path, files, store):
+def test_one_uid_with_two_contents_at_once_is_kept_once_and_whole(way, tmp_path, files, store):
     arriving = [
         incoming(encoded(make_instance(EchoTime=str(number))), tmp_path) for number in range(6)
     ]
@@ -345,7 +369,7 @@ def test_one_uid_with_two_contents_at_once_is_kept_once_and_whole(tmp_path, file
     def take_one(each):
         together.wait()
         try:
-            return take_in(each, files, store, NOW).outcome
+            return way(each, files, store, NOW).outcome
         except ConflictingInstance:
             return "conflict"
 
@@ -421,3 +445,61 @@ def test_a_file_in_a_syntax_that_nobody_here_can_decode_is_refused(take, store):
     with pytest.raises(InstanceRejected, match="cannot be decoded here"):
         take(file)
     assert not store.series.all_instances()
+
+
+def test_who_brings_an_instance_goes_on_while_another_ones_row_is_committed(tmp_path, files, store):
+    """The first one's thread records both, and tells of both."""
+    begun, go_on, told = Event(), Event(), []
+    record = store.series._recording._work
+
+    def slowly(batch):
+        begun.set()
+        go_on.wait(60)
+        return record(batch)
+
+    store.series._recording._work = slowly
+    given = [incoming(encoded(make_instance(number)), tmp_path) for number in (1, 2)]
+    first = Thread(target=take_in_meanwhile, args=(given[0], files, store, NOW, told.append))
+    first.start()
+    assert begun.wait(60)
+
+    take_in_meanwhile(given[1], files, store, NOW, told.append)  # returns at once
+
+    assert told == [] and len(files.paths()) == 2
+    go_on.set()
+    first.join(60)
+    assert [(each.sop_uid, each.outcome) for each in told] == [
+        ("1.2.826.0.1.1", "new"),
+        ("1.2.826.0.1.2", "new"),
+    ]
+    assert store.ledger().acknowledged == 2
+
+
+@pytest.mark.parametrize("fails", ["the database", "our code"])
+def test_what_fails_for_all_who_record_together_is_told_to_each(tmp_path, files, store, fails):
+    begun, go_on, told = Event(), Event(), []
+
+    def broken(batch):
+        begun.set()
+        go_on.wait(60)
+        if fails == "the database":
+            return [StoreUnavailable("it does not answer") for _ in batch]
+        raise ZeroDivisionError
+
+    record, store.series._recording._work = store.series._recording._work, broken
+    given = [incoming(encoded(make_instance(number)), tmp_path) for number in (1, 2, 3)]
+    queue: Queue[Taken | Exception] = Queue()
+    first = Thread(target=take_in_meanwhile, args=(given[0], files, store, NOW, queue.put))
+    first.start()
+    assert begun.wait(60)
+    for each in given[1:]:
+        take_in_meanwhile(each, files, store, NOW, queue.put)
+    go_on.set()
+    told = [queue.get(timeout=60) for _ in given]
+
+    assert {type(each) for each in told} == {
+        StoreUnavailable if fails == "the database" else SharedWorkFailed
+    }
+    store.series._recording._work = record
+    for each in given:  # nobody holds anything any more
+        assert and_wait(each, files, store, NOW).outcome == "new"

@@ -1,14 +1,23 @@
 """Many threads in one piece of work: each gets its own outcome, and nobody waits for ever."""
 
+import sys
 import threading
 import time
 
 import pytest
 
-from dicom_node.together import Behind, Recent, SharedWorkFailed, Thrifty, Together
+from dicom_node.together import (
+    MOST_TURNS,
+    Behind,
+    HandedIn,
+    Recent,
+    SharedWorkFailed,
+    Thrifty,
+    Together,
+)
 
 
-def run_all(together: Together, items: list[int]) -> dict[int, object]:
+def run_all(together: Together | HandedIn, items: list[int]) -> dict[int, object]:
     """Return what `do` gives or raises for each item, all in threads of their own at once."""
     found: dict[int, object] = {}
 
@@ -27,7 +36,8 @@ def run_all(together: Together, items: list[int]) -> dict[int, object]:
     return found
 
 
-def test_each_gets_its_own_outcome_and_its_own_error():
+@pytest.mark.parametrize("kind", [Together, HandedIn])
+def test_each_gets_its_own_outcome_and_its_own_error(kind):
     batches = []
 
     def work(items):
@@ -35,7 +45,7 @@ def test_each_gets_its_own_outcome_and_its_own_error():
         time.sleep(0.05)
         return [ValueError(str(item)) if item % 3 == 0 else 10 * item for item in items]
 
-    found = run_all(Together(work), list(range(1, 25)))
+    found = run_all(kind(work), list(range(1, 25)))
 
     for item, outcome in found.items():
         assert str(outcome) == str(item) if item % 3 == 0 else outcome == 10 * item
@@ -177,3 +187,123 @@ def test_an_answer_that_takes_long_is_asked_for_again_after_its_rest():
     time.sleep(0.5)
     answer()
     assert len(asked) == 2
+
+
+def test_who_hands_in_goes_on_and_whoever_works_tells():
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
+    def work(items):
+        begun.set()
+        go_on.wait(60)
+        return [10 * item for item in items]
+
+    handed = HandedIn(work)
+    leader = threading.Thread(target=handed.hand_in, args=(1, told.append))
+    leader.start()
+    assert begun.wait(60)
+    for item in (2, 3):
+        handed.hand_in(item, lambda outcome: told.append((threading.current_thread(), outcome)))
+
+    assert told == []
+    go_on.set()
+    leader.join(60)
+    assert told == [10, (leader, 20), (leader, 30)]
+
+
+@pytest.mark.parametrize("wrong", ["raises", "too few outcomes"])
+def test_work_for_others_that_breaks_is_told_to_each(wrong):
+    def work(items):
+        if wrong == "raises":
+            raise ValueError("broken")
+        return []
+
+    told = []
+    HandedIn(work).hand_in(1, told.append)
+
+    assert [type(each) for each in told] == [SharedWorkFailed]
+    assert wrong != "raises" or "broken" in str(told[0].__cause__)
+
+
+def test_one_who_cannot_be_told_keeps_nobody_from_being_told():
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
+    def work(items):
+        begun.set()
+        go_on.wait(60)
+        return items
+
+    def cannot(outcome):
+        raise ValueError("deaf")
+
+    def first():
+        with pytest.raises(ValueError, match="deaf"):
+            handed.hand_in(0, told.append)
+        told.append("raised")
+
+    handed = HandedIn(work)
+    leader = threading.Thread(target=first)
+    leader.start()
+    assert begun.wait(60)
+    handed.hand_in(1, cannot)
+    handed.hand_in(2, told.append)
+    go_on.set()
+    leader.join(60)
+
+    assert told == [0, 2, "raised"]
+    handed.hand_in(3, told.append)
+    assert told[-1] == 3
+
+
+def test_nobody_works_for_others_for_ever():
+    """Each piece of work lasts until the next one is handed in, so that one always waits."""
+    leaders, told, last = [], [], 40
+    threads = []
+
+    def work(items):
+        leaders.append(threading.current_thread())
+        if max(items) < last:
+            thread = threading.Thread(target=handed.hand_in, args=(max(items) + 1, told.append))
+            threads.append(thread)
+            thread.start()
+            end = time.monotonic() + 20
+            while not handed._waiting and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(0.01)  # until it has seen who works, and how long
+        return items
+
+    handed = HandedIn(work)
+    handed.hand_in(0, told.append)
+    end = time.monotonic() + 60
+    while len(told) <= last and time.monotonic() < end:
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join(60)
+
+    assert told == list(range(last + 1))
+    most = max(leaders.count(one) for one in leaders)
+    assert most <= MOST_TURNS + 1
+
+
+def test_nothing_that_is_handed_in_is_forgotten():
+    told, often = [], sys.getswitchinterval()
+    handed = HandedIn(lambda items: [item for item in items])
+
+    def hand_in(number):
+        for item in range(400):
+            if item % 7 == 0:
+                told.append(handed.do((number, item)))
+            else:
+                handed.hand_in((number, item), told.append)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=hand_in, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(often)
+
+    assert sorted(told) == [(number, item) for number in range(8) for item in range(400)]
+    assert not handed._turn.locked() and not handed._succession.locked()

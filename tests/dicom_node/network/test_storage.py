@@ -1,7 +1,9 @@
 """What peers do that the standard does not allow, byte by byte, and what they get for it."""
 
+import select
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -11,7 +13,10 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 from dicom_node import telemetry
 from dicom_node.network import pynetdicom_scu
 from dicom_node.network.dimse import BadCommand, Command, read_command, response
+from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import BadRequest, read_request
+from dicom_node.network.storage import Debt
+from dicom_node.network.wire import Wire
 from tests.faults.flood import request
 from tests.rigs import MR, encoded, make_instance, running_node, write_series
 
@@ -89,6 +94,7 @@ def command(field: int, *, data_set: bool = False, **elements: str) -> bytes:
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORE, ECHO, FIND, CANCEL = 0x0001, 0x0030, 0x0020, 0x0FFF
+FIELD = struct.pack("<HHL", 0, 0x0100, 2)
 STORE_COMMAND = pdata(command(STORE, data_set=True), 3)
 VIOLATIONS = {
     "unknown type": (pdu(0x77, bytes(4)), UNRECOGNISED),
@@ -245,6 +251,163 @@ def test_peer_that_reads_no_answer_is_cut(tmp_path):
             time.sleep(0.05)
 
         assert not node.scp.associations()
+
+
+class Gate:
+    """Keeps the database from recording what arrives while it is closed."""
+
+    def __init__(self, node) -> None:
+        self._recording = node.store.series._recording
+        self._work = self._recording._work
+        self.reached, self._open = threading.Event(), threading.Event()
+        self._recording._work = self._record
+
+    def _record(self, batch):
+        self.reached.set()
+        assert self._open.wait(60)
+        return self._work(batch)
+
+    def open(self) -> None:
+        """Let everything through from now on."""
+        self._open.set()
+
+
+@pytest.fixture
+def held_up(tmp_path):
+    """A node whose database does not record yet, the gate before it, and a peer that waits."""
+    with running_node(tmp_path / "state", node={"network_timeout_s": 0.5}) as node:
+        gate = Gate(node)
+        with Peer(node) as first:
+            first.socket.sendall(store_of(1))
+            assert gate.reached.wait(30)
+            yield node, gate, first
+        gate.open()
+
+
+def store_of(number: int) -> bytes:
+    """Return the PDUs of a C-STORE."""
+    words = command(STORE, data_set=True, sop_uid=f"1.2.826.0.1.{number}")
+    file = encoded(make_instance(number))
+    return pdata(words, 3) + pdata(file[144 + int.from_bytes(file[140:144], "little") :], 2)
+
+
+def nothing_comes(peer: Peer) -> bool:
+    return not select.select([peer.socket], [], [], 0.3)[0]
+
+
+def without_associations(node) -> bool:
+    end = time.monotonic() + 20
+    while node.scp.associations() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not node.scp.associations()
+
+
+def test_answers_come_when_the_row_is_there_and_in_the_order_of_the_requests(held_up):
+    node, gate, first = held_up
+    echo = pdata(command(ECHO, sop_class=VERIFICATION), 3)
+    with Peer(node) as second:
+        second.socket.sendall(store_of(2) + echo + store_of(3))
+        assert nothing_comes(first) and nothing_comes(second)
+        assert node.store.ledger().acknowledged == 0
+
+        gate.open()
+
+        assert status(first.read()[1]) == 0
+        fields = [struct.unpack("<H", second.read()[1].split(FIELD)[1][:2])[0] for _ in range(3)]
+        assert fields == [0x8001, 0x8030, 0x8001]
+        assert node.store.ledger().acknowledged == 3
+
+
+def test_a_peer_that_waits_for_its_answer_is_not_idle(held_up):
+    node, gate, first = held_up
+    with Peer(node) as second:
+        second.socket.sendall(store_of(2))
+        time.sleep(1.5)  # three times as long as a silent peer may be
+        gate.open()
+
+        assert status(second.read()[1]) == 0 and status(first.read()[1]) == 0
+        assert second.read()[0] == 7  # now it is silent
+
+
+@pytest.mark.parametrize("how", ["closes", "resets", "releases", "aborts", "breaks the protocol"])
+def test_an_association_ends_after_the_answer_that_it_is_owed(held_up, how):
+    node, gate, _ = held_up
+    with Peer(node) as second:
+        second.socket.sendall(store_of(2))
+        assert nothing_comes(second)
+        if how == "resets":
+            second.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        said = {"releases": pdu(5, bytes(4)), "aborts": pdu(7, bytes(4))}
+        said["breaks the protocol"] = pdu(0x77, bytes(4))
+        if how in said:
+            second.socket.sendall(said[how])
+            assert nothing_comes(second)
+        else:
+            second.socket.close()
+        time.sleep(0.3)
+        assert node.scp.associations() == 2
+
+        gate.open()
+
+        if how in ("releases", "breaks the protocol"):
+            assert status(second.read()[1]) == 0
+            assert second.read()[0] == (6 if how == "releases" else 7)
+    assert without_associations(node)
+    assert node.store.ledger().acknowledged == 2  # it was sent, and kept
+
+
+def test_who_is_owed_an_answer_has_it_before_the_node_stops(held_up):
+    node, gate, first = held_up
+    with Peer(node) as second:
+        second.socket.sendall(store_of(2))
+        assert nothing_comes(second)
+        stopping = threading.Thread(target=node.scp.stop, args=(0.2,))
+        stopping.start()
+        time.sleep(0.5)
+        gate.open()
+
+        for peer in (first, second):
+            assert status(peer.read()[1]) == 0 and peer.read()[0] == 7
+        stopping.join(30)
+
+
+def connection() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname(), timeout=30)
+        return one, server.accept()[0]
+
+
+def test_of_two_answers_one_is_given_and_what_the_peer_does_not_take_is_sent_by_who_reads():
+    ours, theirs = connection()
+    with ours, theirs:
+        debt = Debt(Wire(ours, Limits(pdu_s=20), 60))
+        long = bytes(range(256)) * 2**16
+        debt.owe()
+        debt.clear(long)  # it does not wait, though the peer does not read
+        debt.clear(b"another")
+        assert not debt.owed
+        settling = threading.Thread(target=debt.settle)
+        settling.start()
+        got = b""
+        while len(got) < len(long):
+            got += theirs.recv(65536)
+        settling.join(30)
+
+        assert got == long
+        debt.owe()
+        debt.clear(b"the next")
+        assert theirs.recv(64) == b"the next"
+
+
+def test_who_is_gone_needs_no_answer():
+    ours, theirs = connection()
+    theirs.close()
+    with ours:
+        debt = Debt(Wire(ours, Limits(), 60))
+        debt.owe()
+        debt.clear(b"too late")
+        debt.settle()
 
 
 def test_storage_and_commitment_on_one_association(tmp_path):
