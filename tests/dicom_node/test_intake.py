@@ -503,3 +503,50 @@ def test_what_fails_for_all_who_record_together_is_told_to_each(tmp_path, files,
     store.series._recording._work = record
     for each in given:  # nobody holds anything any more
         assert and_wait(each, files, store, NOW).outcome == "new"
+
+
+def test_who_records_for_others_is_not_held_up_by_what_takes_time(tmp_path, files, store):
+    """The second one turns out to be known: that is looked into by a thread of its own."""
+    begun, go_on, looked, may_end = Event(), Event(), Event(), Event()
+    told: Queue[Taken | Exception] = Queue()
+    take_in(incoming(encoded(make_instance(2)), tmp_path), files, store, NOW)
+    files.discard(files.paths()[0])
+    record, find = store.series._recording._work, store.series.find_instance
+
+    def slowly(batch):
+        begun.set()
+        assert go_on.wait(60)
+        return record(batch)
+
+    def find_slowly(uid):
+        looked.set()
+        assert may_end.wait(60)
+        return find(uid)
+
+    store.series._recording._work, store.series.find_instance = slowly, find_slowly
+    given = [incoming(encoded(make_instance(number)), tmp_path) for number in (1, 2)]
+    first = Thread(target=take_in_meanwhile, args=(given[0], files, store, NOW, told.put))
+    first.start()
+    assert begun.wait(60)
+    take_in_meanwhile(given[1], files, store, NOW, told.put)
+    go_on.set()
+
+    assert looked.wait(60)
+    first.join(60)
+    assert not first.is_alive() and told.get(timeout=60).sop_uid == "1.2.826.0.1.1"
+    may_end.set()
+    assert told.get(timeout=60).outcome == "duplicate"
+
+
+def test_of_one_instance_is_told_once_whatever_breaks(tmp_path, files, store):
+    told = []
+    hand_in = store.series.hand_in_instance
+
+    def break_afterwards(*given):
+        hand_in(*given)
+        raise ZeroDivisionError
+
+    store.series.hand_in_instance = break_afterwards
+    take_in_meanwhile(incoming(encoded(make_instance()), tmp_path), files, store, NOW, told.append)
+
+    assert [each.outcome for each in told] == ["new"]

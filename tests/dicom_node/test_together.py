@@ -281,7 +281,7 @@ def test_nobody_works_for_others_for_ever():
 
     assert told == list(range(last + 1))
     most = max(leaders.count(one) for one in leaders)
-    assert most <= MOST_TURNS + 1
+    assert most <= MOST_TURNS + 1 and not handed._tired
 
 
 def test_nothing_that_is_handed_in_is_forgotten():
@@ -307,3 +307,28 @@ def test_nothing_that_is_handed_in_is_forgotten():
 
     assert sorted(told) == [(number, item) for number in range(8) for item in range(400)]
     assert not handed._turn.locked() and not handed._succession.locked()
+
+
+def test_what_is_handed_in_at_the_end_of_a_turn_is_done():
+    told = []
+    handed = HandedIn(lambda items: items)
+
+    class LateComer:
+        """The turn; while it is given back for the first time, somebody hands something in."""
+
+        def __init__(self) -> None:
+            self.lock, self.came = threading.Lock(), False
+            self.acquire, self.locked = self.lock.acquire, self.lock.locked
+
+        def release(self) -> None:
+            if not self.came:
+                self.came = True
+                other = threading.Thread(target=handed.hand_in, args=(2, told.append))
+                other.start()
+                other.join(60)
+            self.lock.release()
+
+    handed._turn = LateComer()
+    handed.hand_in(1, told.append)
+
+    assert told == [1, 2]

@@ -326,6 +326,7 @@ def test_a_peer_that_waits_for_its_answer_is_not_idle(held_up):
         gate.open()
 
         assert status(second.read()[1]) == 0 and status(first.read()[1]) == 0
+        assert second.say(pdata(command(ECHO, sop_class=VERIFICATION), 3))[0] == 4
         assert second.read()[0] == 7  # now it is silent
 
 
@@ -398,6 +399,22 @@ def test_of_two_answers_one_is_given_and_what_the_peer_does_not_take_is_sent_by_
         debt.owe()
         debt.clear(b"the next")
         assert theirs.recv(64) == b"the next"
+
+
+def test_an_answer_that_the_peer_does_not_take_at_once_is_sent_soon(node, monkeypatch):
+    monkeypatch.setattr(Wire, "send_now", lambda self, data: data)
+    with Peer(node) as peer:
+        assert status(peer.say(store_of(41))[1]) == 0
+
+
+def test_where_one_thread_has_the_connection_to_itself_it_answers_at_once(node, monkeypatch):
+    """As with TLS: the thread that reads waits for the answer before it reads on."""
+    monkeypatch.setattr(Wire, "two_way", False)
+    with Peer(node) as peer:
+        started = time.monotonic()
+        for number in range(42, 50):
+            assert status(peer.say(store_of(number))[1]) == 0
+        assert time.monotonic() - started < 8 * 0.5
 
 
 def test_who_is_gone_needs_no_answer():
