@@ -67,15 +67,21 @@ def open_for_lock(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
 
 
-def lock(descriptor: int) -> None:
+def lock(descriptor: int, since: float | None = None) -> None:
     """Return with an open file locked for nobody else, when those who have it are done.
+
+    Parameters
+    ----------
+    since
+        The moment of `time.monotonic` from which on it is waited for; None: now.
 
     Raises
     ------
     OSError
         If it cannot be locked; TimeoutError if somebody keeps it, a program that was stopped, say.
     """
-    end, pause_s = time.monotonic() + LOCK_WAIT_S, FIRST_PAUSE_S
+    began = time.monotonic() if since is None else since
+    end, pause_s = began + LOCK_WAIT_S, FIRST_PAUSE_S
     while not _locked(descriptor):
         if time.monotonic() > end:
             raise held_too_long()
@@ -165,8 +171,9 @@ def send_now(sock: socket.socket, data: bytes) -> int:
         If the connection is lost.
     """
     if not _library:  # Python's own waits first, for as long as the socket may
-        ready = select.select([], [sock], [], 0)[1]
-        return sock.send(data, socket.MSG_DONTWAIT) if ready else 0
+        room = select.poll()
+        room.register(sock.fileno(), select.POLLOUT)
+        return sock.send(data, socket.MSG_DONTWAIT) if room.poll(0) else 0
     sent = int(_library.send(sock.fileno(), data, len(data), SEND_FLAGS))
     if sent < 0 and ctypes.get_errno() not in WOULD_WAIT:
         raise _error()

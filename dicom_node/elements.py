@@ -38,8 +38,8 @@ LONG = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 VRS = {vr.encode(): vr for vr in (*SHORT, *LONG)}
 FUNCTIONAL_GROUPS = frozenset({0x52009229, 0x52009230})
 DEEPEST = 8  # sequences in sequences
-LONGEST_HEADER_BYTES = 32 * 1024  # whose layout is remembered
-MOST_ALIKE, MOST_MISSED = 128, 8  # lengths of data sets; data sets in a row laid out anew
+LONGEST_HEADER_BYTES, MOST_PIECES = 32 * 1024, 1500  # of a data set whose layout is remembered
+MOST_ALIKE, MOST_MISSED = 64, 8  # lengths of data sets; data sets in a row laid out anew
 ALWAYS_FEW_BYTES = len(ITEM) * MOST_ITEMS  # no more items fit
 
 _explicit = struct.Struct("<HH2sH").unpack_from
@@ -80,7 +80,7 @@ def scan(data: bytes, transfer_syntax: str) -> Scanned | None:
     found.attributes_sha256 = sha256(b"".join(walk.pieces))
     if alike is None:
         expect_more(transfer_syntax, len(data))
-    elif walk.ends_plainly and walk.header_end <= LONGEST_HEADER_BYTES:
+    elif walk.is_plain:
         alike.learn(data, walk, found)
     return found
 
@@ -107,18 +107,26 @@ class Walk:
     places        of each plain top-level element: tag, where its value begins and ends, and where
                   its two pieces are, -1 if it has none
     header_end    where the pixels begin, or the end
-    ends_plainly  nothing follows the pixels, which are not encapsulated
     """
 
     def __init__(self, data: bytes, found: Scanned, *, encapsulated: bool) -> None:
         self.pieces: list[bytes] = []
         self.places: list[tuple[int, int, int, int]] = []
         self.header_end = len(data)
-        self.ends_plainly = not encapsulated
+        self._ends_plainly = not encapsulated
         self._data = data
         self._found = found
         self._encapsulated = encapsulated
         self._left = MOST_ELEMENTS // 2  # those inside of items count as well
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether it is worth remembering where everything lay: no more than scanners write.
+
+        Nothing follows the pixels, which are not encapsulated.
+        """
+        few = len(self.pieces) <= MOST_PIECES and self.header_end <= LONGEST_HEADER_BYTES
+        return few and self._ends_plainly
 
     def data_set(self, at: int, end: int, implicit: bool, depth: int, *, open: bool = False) -> int:
         """Take the elements from `at` to `end`; return where they end.
@@ -219,7 +227,7 @@ class Walk:
             self._found.pixel_bytes = length
             if at + length > end:
                 raise Unusual
-            self.header_end, self.ends_plainly = at, at + length == end
+            self.header_end, self._ends_plainly = at, at + length == end
             return at + length
         count = 0
         while at < end:

@@ -251,7 +251,8 @@ def quick_header(found: Scanned, transfer_syntax: str) -> dict[str, Any]:
             value = known[1]
         else:
             value = converted(tag, keyword, *encoded, character_set)
-            before[tag] = encoded, value
+            if len(encoded[1]) <= REMEMBERED_BYTES:
+                before[tag] = encoded, value
         if value is not None:
             header[name] = list(value) if isinstance(value, list) else value
     header[FROM_META] = str(UID(transfer_syntax))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 from dicom_node import telemetry
@@ -86,7 +86,7 @@ class _Meanwhile:
         self._store = store
         self._now = now
         self._then = then
-        self._told = False
+        self._told = Lock()
 
     def begin(self) -> None:
         """Write the file and hand its row in."""
@@ -114,11 +114,20 @@ class _Meanwhile:
         self, examined: Examined, new: NewInstance, turn: ExitStack, recorded: Recorded | Exception
     ) -> None:
         """Tell what became of it, now that the database has spoken."""
-        action = partial(self._tell, partial(self._end, examined, new, turn, recorded))
-        if isinstance(recorded, Recorded) and recorded.outcome == "new":
-            action()
-        else:  # it may take its time
-            _apart(action)
+        end = partial(self._tell, partial(self._end, examined, new, turn, recorded))
+        if not isinstance(recorded, ConflictingInstance):
+            end()
+            return
+        try:  # to compare takes its time, and the database, and others wait for this thread
+            Thread(target=end, name="intake").start()
+        except RuntimeError:
+            self._tell(partial(self._refuse, examined, new, turn))
+
+    def _refuse(self, examined: Examined, new: NewInstance, turn: ExitStack) -> Taken:
+        """Let it be sent again; the row that is known speaks of another file."""
+        with turn:
+            self._files.discard(new.path)
+            raise OutOfSpace(f"{examined.sop_uid}: cannot be kept now: no thread is to be had")
 
     def _end(
         self, examined: Examined, new: NewInstance, turn: ExitStack, recorded: Recorded | Exception
@@ -136,8 +145,7 @@ class _Meanwhile:
         taken: list[Taken] = []
         noted = partial(_noted, self._incoming, self._store, self._now, action)
         error = failure_of(lambda: taken.append(noted()))
-        if not self._told:
-            self._told = True
+        if self._told.acquire(blocking=False):
             self._then(error or taken[0])
 
 
@@ -146,14 +154,6 @@ def _given(outcome: Outcome | Exception) -> Outcome:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _apart(action: Callable[[], None]) -> None:
-    """Do it in a thread of its own; here, if there is none to be had."""
-    try:
-        Thread(target=action, name="intake").start()
-    except RuntimeError:
-        action()
 
 
 def _noted(incoming: Incoming, store: Store, now: datetime, action: Callable[[], Taken]) -> Taken:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -143,22 +144,25 @@ class Turn:
         OSError
             If its file cannot be locked; TimeoutError if another program keeps it.
         """
+        since = time.monotonic()
         if not self._among_threads.acquire(timeout=brief_calls.LOCK_WAIT_S):
             raise brief_calls.held_too_long()
         try:
             if self._file is None:
                 self._file = brief_calls.open_for_lock(self._path)
                 weakref.finalize(self, os.close, self._file)
-            brief_calls.lock(self._file)
+            brief_calls.lock(self._file, since)
         except BaseException:
             self._among_threads.release()
             raise
 
     def release(self) -> None:
         """Give it back."""
-        if self._file is not None:
-            brief_calls.unlock(self._file)
-        self._among_threads.release()
+        try:
+            if self._file is not None:
+                brief_calls.unlock(self._file)
+        finally:
+            self._among_threads.release()
 
     def __enter__(self) -> None:
         self.acquire()

@@ -77,10 +77,21 @@ class HandedIn(Generic[In, Out]):
     `work` returns as for `Together`; if it raises, `SharedWorkFailed` is each outcome. Who hands
     something in while nobody is at work does it, and what others hand in meanwhile. After
     MOST_TURNS the next who comes takes over, so that nobody works for others for ever.
+
+    Parameters
+    ----------
+    complain
+        Is told what a `then` raised, which is nobody's fault who works.
     """
 
-    def __init__(self, work: Callable[[Sequence[In]], Sequence[Out | Exception]]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[In]], Sequence[Out | Exception]],
+        complain: Callable[[Exception], object],
+    ) -> None:
         self._work = work
+        self._complain = complain
+        self._at_work = 0  # the thread that has the turn
         self._waiting: deque[tuple[In, Callable[[Out | Exception], None]]] = deque()
         self._turn = threading.Lock()
         self._succession = threading.Lock()  # held by who waits for the turn of one who is tired
@@ -100,7 +111,15 @@ class HandedIn(Generic[In, Out]):
             self._lead()
 
     def do(self, item: In) -> Out:
-        """Return the outcome of `item` when the work is done; raise it, if it is an exception."""
+        """Return the outcome of `item` when the work is done; raise it, if it is an exception.
+
+        Raises
+        ------
+        SharedWorkFailed
+            If it is asked for by a `then`, whose thread would wait for itself.
+        """
+        if self._at_work == threading.get_ident():
+            raise SharedWorkFailed("who is at work for others cannot wait for it")
         outcomes: list[Out | Exception] = []
         done = threading.Lock()
         done.acquire()
@@ -122,40 +141,36 @@ class HandedIn(Generic[In, Out]):
         Somebody may hand in between our last look and the end of our turn: we look once more.
         """
         turns = 0
-        failures: list[Exception | None] = []
         while True:
+            self._at_work = threading.get_ident()
             try:
                 while self._waiting and not self._succession.locked():
-                    failures.append(failure_of(self._do_next))
+                    self._do_next()
                     turns += 1
                     self._tired = turns >= MOST_TURNS
             finally:
-                self._tired = False
+                self._tired, self._at_work = False, 0
                 self._turn.release()
             # Who is locked in there has the turn next.
             if not self._waiting or self._succession.locked():
                 break
             if not self._turn.acquire(blocking=False):
                 break
-        _raise_first(failures)
 
     def _do_next(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
         failed = SharedWorkFailed("work that was done for several at once failed")
         outcomes: list[Out | Exception] = []
-        told: list[Exception | None] = []
         try:
             items = [item for item, _ in batch]
             failed.__cause__ = failure_of(lambda: outcomes.extend(self._work(items)))
         finally:  # whatever happens, nobody waits for ever
-            for (_, then), outcome in zip(batch, outcomes or [failed] * len(batch), strict=True):
-                told.append(failure_of(partial(then, outcome)))
-        _raise_first(told)
-
-
-def _raise_first(failures: Sequence[Exception | None]) -> None:
-    for failure in filter(None, failures):
-        raise failure
+            if len(outcomes) != len(batch):
+                outcomes = [failed] * len(batch)
+            for (_, then), outcome in zip(batch, outcomes, strict=True):
+                error = failure_of(partial(then, outcome))
+                if error:
+                    failure_of(partial(self._complain, error))
 
 
 class Behind(Generic[In]):

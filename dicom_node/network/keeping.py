@@ -64,8 +64,8 @@ def keep_meanwhile(
         elif isinstance(taken, InstanceRejected):
             reply(Answer(status=taken.status, comment=str(taken)))
         else:  # no success, and the association goes on
-            log.error("instance.failed", peer=peer.name, exc_info=taken)
             reply(Answer(status=UNABLE_TO_PROCESS))
+            log.error("instance.failed", peer=peer.name, exc_info=taken)
 
     if "source" not in peer.roles:
         reply(unauthorised(peer))

@@ -159,9 +159,11 @@ class StorageAssociation:
             fields = {"peer": self._peer.name, "address": self._address}
             self._complaints.note("lost", "connection.lost", reason=type(error).__name__, **fields)
         finally:
-            with suppress(LimitExceeded, OSError):
-                self._debt.settle()  # until then somebody else may send
-            self._ended.set()
+            try:
+                with suppress(LimitExceeded, OSError):
+                    self._debt.settle()  # until then somebody else may send
+            finally:
+                self._ended.set()
 
     def _serve(self) -> None:
         try:
@@ -268,31 +270,49 @@ class StorageAssociation:
 
     def _store(self, command: Command, context: AcceptedContext) -> None:
         """Have an instance kept; whoever makes it durable answers, while we read what follows."""
+        due = self._debt.owe()
 
         def reply(answer: Answer) -> None:
-            self._debt.clear(self._response(command, context, answer))
+            due.pay(lambda: self._response(command, context, answer))
 
-        self._debt.owe()
-        offered = command.sop_class in self._service.offer.syntaxes
-        if not offered or VERIFICATION in (context.abstract_syntax, command.sop_class):
-            reply(Answer(status=NO_SUCH_CLASS))
-        else:
-            arrived = Arrived(
-                sop_class=command.sop_class,
-                sop_uid=command.sop_uid,
-                transfer_syntax=context.transfer_syntax,
-                encoded=self._message.data,
-            )
-            error = failure_of(lambda: self._service.store(self._peer, arrived, reply))
-            if error:  # no success, and the association goes on
-                log.error("instance.failed", peer=self._peer.name, exc_info=error)
-                reply(Answer(status=UNABLE_TO_PROCESS))
+        error = failure_of(lambda: self._have_kept(command, context, reply))
+        if error:  # no success, and the association goes on
+            reply(Answer(status=UNABLE_TO_PROCESS))
+            log.error("instance.failed", peer=self._peer.name, exc_info=error)
         if not self._wire.two_way:
             self._debt.settle()
 
+    def _have_kept(
+        self, command: Command, context: AcceptedContext, reply: Callable[[Answer], None]
+    ) -> None:
+        offered = command.sop_class in self._service.offer.syntaxes
+        if not offered or VERIFICATION in (context.abstract_syntax, command.sop_class):
+            reply(Answer(status=NO_SUCH_CLASS))
+            return
+        arrived = Arrived(
+            sop_class=command.sop_class,
+            sop_uid=command.sop_uid,
+            transfer_syntax=context.transfer_syntax,
+            encoded=self._message.data,
+        )
+        self._service.store(self._peer, arrived, reply)
+
+
+class Due:
+    """One answer that is owed. It can be paid once, by whatever thread."""
+
+    def __init__(self, clear: Callable[[Callable[[], bytes]], None]) -> None:
+        self._clear = clear
+        self._paid = threading.Lock()
+
+    def pay(self, response: Callable[[], bytes]) -> None:
+        """Send the PDUs that `response` returns, unless it is paid; the debt ends in any case."""
+        if self._paid.acquire(blocking=False):
+            self._clear(response)
+
 
 class Debt:
-    """The answer that an association owes; whoever has it sends it, as far as the peer takes it."""
+    """The answer that an association owes, if any; whoever has it sends what the peer takes."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -304,17 +324,17 @@ class Debt:
         """Return whether an answer is still to come."""
         return self._owed.locked()
 
-    def owe(self) -> None:
-        """Wait until nothing is owed; from now on something is."""
+    def owe(self) -> Due:
+        """Return what is owed from now on, when what was owed before is paid."""
         self._owed.acquire()
+        return Due(self._clear)
 
-    def clear(self, response: bytes) -> None:
-        """Send the answer, from whatever thread; a second one is not said."""
-        if not self.owed:
-            return
-        with suppress(OSError):  # whoever reads learns that the peer is gone
-            self._rest = self._wire.send_now(response)
-        self._owed.release()
+    def _clear(self, response: Callable[[], bytes]) -> None:
+        try:
+            with suppress(OSError):  # whoever reads learns that the peer is gone
+                self._rest = self._wire.send_now(response())
+        finally:
+            self._owed.release()
 
     def settle(self) -> None:
         """Wait until nothing is owed, and send what is left of the answer that was given.

@@ -24,6 +24,7 @@ from dicom_node.store.instances import (
 )
 from dicom_node.store.recorder import Recorder
 from dicom_node.store.results import series_made
+from dicom_node.telemetry import get_logger
 from dicom_node.together import HandedIn
 
 AT_ONCE = 500  # UIDs of one query
@@ -72,7 +73,10 @@ class SeriesStore:
     def __init__(self, database: Database) -> None:
         """Read and write `database`."""
         self._database = database
-        self._recording: HandedIn[Arrival, Recorded] = HandedIn(Recorder(database).record_all)
+        self._recording: HandedIn[Arrival, Recorded] = HandedIn(
+            Recorder(database).record_all,
+            lambda error: get_logger().error("instance.failed", exc_info=error),
+        )
 
     def record_instance(self, new: NewInstance, now: datetime) -> Recorded:
         """Return what became of `new`: when this returns, it is durable.

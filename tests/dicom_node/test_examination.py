@@ -18,6 +18,7 @@ from pydicom.uid import (
 )
 
 from dicom_node import elements as elements_module
+from dicom_node import examination
 from dicom_node.bombs import MOST_ELEMENTS, MOST_ITEMS
 from dicom_node.content import split, split_file
 from dicom_node.errors import InstanceRejected
@@ -270,12 +271,21 @@ def test_what_was_learned_stays_little(afresh, monkeypatch):
     assert len(elements_module._alike) == 4
 
 
+def test_values_of_the_slice_before_are_remembered_if_they_are_short(tmp_path):
+    dataset = make_instance(SeriesDescription="b" * 300)
+    assert quick_look(incoming(encoded(dataset), tmp_path)).header["SeriesDescription"] == "b" * 300
+
+    held = examination._slice_before.of(b"").values()
+    assert held and max(len(value[1]) for value, _ in held) <= 256
+
+
 def test_neither_a_long_header_nor_what_follows_the_pixels_is_learned(afresh):
     syntax = ExplicitVRLittleEndian
+    many = elements(800) + raw(0x7FE00010, "OW", bytes(8))
     pixels = raw(0x7FE00010, "OW", bytes(8))
     long = raw(0x00080060, "CS", b"MR") + raw(0x00091010, "OB", bytes(40000)) + pixels
     followed = raw(0x00080060, "CS", b"MR") + pixels + raw(0xFFFCFFFC, "OB", bytes(8))
-    for data in (long, followed):
+    for data in (long, followed, many):
         for _ in range(3):
             assert elements_module.scan(data, syntax) == afresh(data, syntax) is not None
         assert learned(data, syntax) == 0

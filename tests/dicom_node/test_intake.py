@@ -506,7 +506,7 @@ def test_what_fails_for_all_who_record_together_is_told_to_each(tmp_path, files,
 
 
 def test_who_records_for_others_is_not_held_up_by_what_takes_time(tmp_path, files, store):
-    """The second one turns out to be known: that is looked into by a thread of its own."""
+    """The second one conflicts with what is known: a thread of its own looks into that."""
     begun, go_on, looked, may_end = Event(), Event(), Event(), Event()
     told: Queue[Taken | Exception] = Queue()
     take_in(incoming(encoded(make_instance(2)), tmp_path), files, store, NOW)
@@ -524,7 +524,8 @@ def test_who_records_for_others_is_not_held_up_by_what_takes_time(tmp_path, file
         return find(uid)
 
     store.series._recording._work, store.series.find_instance = slowly, find_slowly
-    given = [incoming(encoded(make_instance(number)), tmp_path) for number in (1, 2)]
+    conflicting = make_instance(2, EchoTime="7")
+    given = [incoming(encoded(each), tmp_path) for each in (make_instance(1), conflicting)]
     first = Thread(target=take_in_meanwhile, args=(given[0], files, store, NOW, told.put))
     first.start()
     assert begun.wait(60)
@@ -535,7 +536,7 @@ def test_who_records_for_others_is_not_held_up_by_what_takes_time(tmp_path, file
     first.join(60)
     assert not first.is_alive() and told.get(timeout=60).sop_uid == "1.2.826.0.1.1"
     may_end.set()
-    assert told.get(timeout=60).outcome == "duplicate"
+    assert isinstance(told.get(timeout=60), ConflictingInstance)
 
 
 def test_of_one_instance_is_told_once_whatever_breaks(tmp_path, files, store):
@@ -550,3 +551,23 @@ def test_of_one_instance_is_told_once_whatever_breaks(tmp_path, files, store):
     take_in_meanwhile(incoming(encoded(make_instance()), tmp_path), files, store, NOW, told.append)
 
     assert [each.outcome for each in told] == ["new"]
+
+
+def test_where_no_thread_is_to_be_had_what_takes_time_is_asked_for_again(
+    tmp_path, files, store, monkeypatch
+):
+    take_in(incoming(encoded(make_instance()), tmp_path), files, store, NOW)
+    files.discard(files.paths()[0])
+    other = incoming(encoded(make_instance(EchoTime="7")), tmp_path)
+
+    def none(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dicom_node.intake.Thread.start", none)
+        with pytest.raises(OutOfSpace, match="no thread is to be had") as refused:
+            and_wait(other, files, store, NOW)
+    assert refused.value.status == 0xA700 and files.paths() == []
+    with pytest.raises(ConflictingInstance):
+        and_wait(other, files, store, NOW)
+    assert not any(turn._among_threads.locked() for turn in files._turns.values())

@@ -17,6 +17,14 @@ from dicom_node.together import (
 )
 
 
+@pytest.fixture
+def complaints():
+    """What was told of a `then` that raised; nothing, where a test does not look for it."""
+    found = []
+    yield found
+    assert found == []
+
+
 def run_all(together: Together | HandedIn, items: list[int]) -> dict[int, object]:
     """Return what `do` gives or raises for each item, all in threads of their own at once."""
     found: dict[int, object] = {}
@@ -36,7 +44,9 @@ def run_all(together: Together | HandedIn, items: list[int]) -> dict[int, object
     return found
 
 
-@pytest.mark.parametrize("kind", [Together, HandedIn])
+@pytest.mark.parametrize(
+    "kind", [Together, lambda work: HandedIn(work, print)], ids=["together", "handed in"]
+)
 def test_each_gets_its_own_outcome_and_its_own_error(kind):
     batches = []
 
@@ -189,7 +199,7 @@ def test_an_answer_that_takes_long_is_asked_for_again_after_its_rest():
     assert len(asked) == 2
 
 
-def test_who_hands_in_goes_on_and_whoever_works_tells():
+def test_who_hands_in_goes_on_and_whoever_works_tells(complaints):
     begun, go_on, told = threading.Event(), threading.Event(), []
 
     def work(items):
@@ -197,7 +207,7 @@ def test_who_hands_in_goes_on_and_whoever_works_tells():
         go_on.wait(60)
         return [10 * item for item in items]
 
-    handed = HandedIn(work)
+    handed = HandedIn(work, complaints.append)
     leader = threading.Thread(target=handed.hand_in, args=(1, told.append))
     leader.start()
     assert begun.wait(60)
@@ -210,21 +220,48 @@ def test_who_hands_in_goes_on_and_whoever_works_tells():
     assert told == [10, (leader, 20), (leader, 30)]
 
 
-@pytest.mark.parametrize("wrong", ["raises", "too few outcomes"])
-def test_work_for_others_that_breaks_is_told_to_each(wrong):
+@pytest.mark.parametrize("wrong", ["raises", "no outcomes", "too few outcomes"])
+def test_work_for_others_that_breaks_is_told_to_each(complaints, wrong):
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
     def work(items):
-        if wrong == "raises":
+        if not go_on.is_set():
+            begun.set()
+            go_on.wait(60)
+        elif wrong == "raises":
             raise ValueError("broken")
-        return []
+        elif wrong == "too few outcomes":
+            return items[:1]
+        return items if items == [1] else []
 
+    handed = HandedIn(work, complaints.append)
+    leader = threading.Thread(target=handed.hand_in, args=(1, told.append))
+    leader.start()
+    assert begun.wait(60)
+    handed.hand_in(2, told.append)
+    handed.hand_in(3, told.append)
+    go_on.set()
+    leader.join(60)
+
+    assert [type(each) for each in told] == [int, SharedWorkFailed, SharedWorkFailed]
+    assert wrong != "raises" or "broken" in str(told[1].__cause__)
+
+
+def test_who_is_at_work_for_others_cannot_wait_for_it(complaints):
     told = []
-    HandedIn(work).hand_in(1, told.append)
 
-    assert [type(each) for each in told] == [SharedWorkFailed]
-    assert wrong != "raises" or "broken" in str(told[0].__cause__)
+    def then(outcome):
+        with pytest.raises(SharedWorkFailed, match="cannot wait"):
+            handed.do(2)
+        told.append(outcome)
+
+    handed = HandedIn(lambda items: items, complaints.append)
+    handed.hand_in(1, then)
+
+    assert told == [1] and handed.do(3) == 3
 
 
-def test_one_who_cannot_be_told_keeps_nobody_from_being_told():
+def test_one_who_cannot_be_told_keeps_nobody_from_being_told(complaints):
     begun, go_on, told = threading.Event(), threading.Event(), []
 
     def work(items):
@@ -235,13 +272,8 @@ def test_one_who_cannot_be_told_keeps_nobody_from_being_told():
     def cannot(outcome):
         raise ValueError("deaf")
 
-    def first():
-        with pytest.raises(ValueError, match="deaf"):
-            handed.hand_in(0, told.append)
-        told.append("raised")
-
-    handed = HandedIn(work)
-    leader = threading.Thread(target=first)
+    handed = HandedIn(work, complaints.append)
+    leader = threading.Thread(target=handed.hand_in, args=(0, told.append))
     leader.start()
     assert begun.wait(60)
     handed.hand_in(1, cannot)
@@ -249,12 +281,13 @@ def test_one_who_cannot_be_told_keeps_nobody_from_being_told():
     go_on.set()
     leader.join(60)
 
-    assert told == [0, 2, "raised"]
+    assert told == [0, 2]
+    assert [str(complaints.pop()) for _ in range(1)] == ["deaf"]
     handed.hand_in(3, told.append)
     assert told[-1] == 3
 
 
-def test_nobody_works_for_others_for_ever():
+def test_nobody_works_for_others_for_ever(complaints):
     """Each piece of work lasts until the next one is handed in, so that one always waits."""
     leaders, told, last = [], [], 40
     threads = []
@@ -271,7 +304,7 @@ def test_nobody_works_for_others_for_ever():
             time.sleep(0.01)  # until it has seen who works, and how long
         return items
 
-    handed = HandedIn(work)
+    handed = HandedIn(work, complaints.append)
     handed.hand_in(0, told.append)
     end = time.monotonic() + 60
     while len(told) <= last and time.monotonic() < end:
@@ -284,9 +317,9 @@ def test_nobody_works_for_others_for_ever():
     assert most <= MOST_TURNS + 1 and not handed._tired
 
 
-def test_nothing_that_is_handed_in_is_forgotten():
+def test_nothing_that_is_handed_in_is_forgotten(complaints):
     told, often = [], sys.getswitchinterval()
-    handed = HandedIn(lambda items: [item for item in items])
+    handed = HandedIn(lambda items: items, complaints.append)
 
     def hand_in(number):
         for item in range(400):
@@ -309,9 +342,9 @@ def test_nothing_that_is_handed_in_is_forgotten():
     assert not handed._turn.locked() and not handed._succession.locked()
 
 
-def test_what_is_handed_in_at_the_end_of_a_turn_is_done():
+def test_what_is_handed_in_at_the_end_of_a_turn_is_done(complaints):
     told = []
-    handed = HandedIn(lambda items: items)
+    handed = HandedIn(lambda items: items, complaints.append)
 
     class LateComer:
         """The turn; while it is given back for the first time, somebody hands something in."""

@@ -16,7 +16,7 @@ from dicom_node.network.dimse import BadCommand, Command, read_command, response
 from dicom_node.network.limits import Limits
 from dicom_node.network.negotiation import BadRequest, read_request
 from dicom_node.network.storage import Debt
-from dicom_node.network.wire import Wire
+from dicom_node.network.wire import Body, Wire
 from tests.faults.flood import request
 from tests.rigs import MR, encoded, make_instance, running_node, write_series
 
@@ -384,9 +384,9 @@ def test_of_two_answers_one_is_given_and_what_the_peer_does_not_take_is_sent_by_
     with ours, theirs:
         debt = Debt(Wire(ours, Limits(pdu_s=20), 60))
         long = bytes(range(256)) * 2**16
-        debt.owe()
-        debt.clear(long)  # it does not wait, though the peer does not read
-        debt.clear(b"another")
+        due = debt.owe()
+        due.pay(lambda: long)  # it does not wait, though the peer does not read
+        due.pay(lambda: b"another")
         assert not debt.owed
         settling = threading.Thread(target=debt.settle)
         settling.start()
@@ -396,9 +396,43 @@ def test_of_two_answers_one_is_given_and_what_the_peer_does_not_take_is_sent_by_
         settling.join(30)
 
         assert got == long
-        debt.owe()
-        debt.clear(b"the next")
+        next_due = debt.owe()
+        due.pay(lambda: b"one more of the first")
+        assert debt.owed
+        next_due.pay(lambda: b"the next")
         assert theirs.recv(64) == b"the next"
+
+
+def test_an_answer_that_cannot_be_made_leaves_nothing_owed():
+    ours, theirs = connection()
+    with ours, theirs:
+        debt = Debt(Wire(ours, Limits(), 60))
+        with pytest.raises(ZeroDivisionError):
+            debt.owe().pay(lambda: bytes([1 // 0]))
+        debt.settle()
+
+
+@pytest.mark.parametrize("breaks", ["no memory", "the log"])
+def test_whatever_breaks_there_is_an_answer_and_the_association_ends(tmp_path, monkeypatch, breaks):
+    class Full(Body):
+        @property
+        def data(self):
+            raise MemoryError
+
+    def silent(*_, **__):
+        raise BrokenPipeError
+
+    with running_node(tmp_path / "state") as node:
+        if breaks == "no memory":
+            monkeypatch.setattr("dicom_node.network.storage.Body", Full)
+        else:
+            monkeypatch.setattr(node.store.series, "hand_in_instance", silent)
+            monkeypatch.setattr("dicom_node.network.keeping.log.error", silent)
+        with Peer(node) as peer:
+            assert status(peer.say(store_of(1))[1]) == 0xC211
+            monkeypatch.undo()
+            peer.socket.sendall(pdu(5, bytes(4)))
+        assert without_associations(node)
 
 
 def test_an_answer_that_the_peer_does_not_take_at_once_is_sent_soon(node, monkeypatch):
@@ -422,8 +456,7 @@ def test_who_is_gone_needs_no_answer():
     theirs.close()
     with ours:
         debt = Debt(Wire(ours, Limits(), 60))
-        debt.owe()
-        debt.clear(b"too late")
+        debt.owe().pay(lambda: b"too late")
         debt.settle()
 
 
