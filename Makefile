@@ -96,6 +96,10 @@ bench-receive: system-packages .venv/test.stamp ## how fast the node receives, b
 bench-parts: .venv/test.stamp ## what receiving costs the processor, part by part, in half a minute
 	$(BIN)/python -m benchmarks.parts
 
+.PHONY: bench-waits
+bench-waits: system-packages .venv/test.stamp ## where the time of a received image goes, by thread state (root only)
+	$(BIN)/python -m benchmarks.waits
+
 .PHONY: bench-years
 bench-years: .venv/test.stamp ## how long the node's questions take after 100,000 series, in two minutes
 	$(BIN)/python -m benchmarks.years
