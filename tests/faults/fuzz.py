@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-from dicom_node.pixel_files import MOST_OPEN_FOLDERS
+from dicom_node.pixel_files import LOCK_STRIPES, MOST_OPEN_FOLDERS
 from tests.faults import fuzz_wire as wire
 from tests.faults.fuzz_data import Maker, Subject
 from tests.faults.fuzz_line import (
@@ -286,6 +286,8 @@ def after(target: Target, campaign: Campaign, tally: Tally, threads: int, files:
         campaign.attacker.fail("left behind", f"threads {tally.threads}, files {tally.files}")
     if target.open_folders() > MOST_OPEN_FOLDERS:
         campaign.attacker.fail("left behind", f"{target.open_folders()} folders")
+    if target.open_locks() > LOCK_STRIPES + 1:  # and the one for folders
+        campaign.attacker.fail("left behind", f"{target.open_locks()} lock files")
     for stray in target.strays():
         campaign.attacker.fail("stray file", stray)
 

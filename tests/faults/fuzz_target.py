@@ -109,18 +109,27 @@ class Target:
         return round(self.status("VmHWM") / KB, 1)
 
     def open_files(self) -> int:
-        """Return how many file descriptors the node has, besides those of `open_folders`."""
-        return len(os.listdir(f"/proc/{self._process.pid}/fd")) - self.open_folders()
+        """Return how many file descriptors the node has, besides what it holds open on purpose."""
+        everything = len(os.listdir(f"/proc/{self._process.pid}/fd"))
+        return everything - self.open_folders() - self.open_locks()
 
     def open_folders(self) -> int:
         """Return how many folders of series it holds open: a few, so that syncing costs less."""
-        received = f"{self.state / 'in'}/"
-        count = 0
+        return (
+            sum(not path.endswith((".dcm", ".part")) for path in self._held()) - self.open_locks()
+        )
+
+    def open_locks(self) -> int:
+        """Return how many lock files it holds open, each of them at most once."""
+        return sum("/.locks/" in path for path in self._held())
+
+    def _held(self) -> list[str]:
+        """Return what it has open below its folder of received files."""
+        received, held = f"{self.state / 'in'}/", []
         for descriptor in Path(f"/proc/{self._process.pid}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
-                path = os.readlink(descriptor).removesuffix(" (deleted)")
-                count += path.startswith(received) and not path.endswith((".dcm", ".part"))
-        return count
+                held.append(os.readlink(descriptor).removesuffix(" (deleted)"))
+        return [path for path in held if path.startswith(received)]
 
     def strays(self) -> list[str]:
         """Return every file that should not be: outside the state folder, or of an odd name."""
