@@ -9,6 +9,7 @@ summed over the threads: "running" on a processor, "waiting" in a call, "woken" 
 """
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=192, help="in the series of each association")
     parser.add_argument("--size", type=int, default=256)
     arguments = parser.parse_args(argv)
-    if not (TRACEFS / "events").is_dir():
+    if not os.access(TRACEFS / "trace", os.R_OK | os.W_OK):
         print(
             f"{TRACEFS} cannot be read: it takes root, and a kernel with tracing", file=sys.stderr
         )

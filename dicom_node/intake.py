@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dicom_node import telemetry
 from dicom_node.comparison import pixels_digest, same_pixels
@@ -70,23 +70,16 @@ def take_in_meanwhile(
     _Meanwhile(incoming, files, store, now, then).begin()
 
 
+@dataclass(frozen=True, eq=False)
 class _Meanwhile:
     """One instance that is being kept while the thread that brought it goes on."""
 
-    def __init__(
-        self,
-        incoming: Incoming,
-        files: PixelFiles,
-        store: Store,
-        now: datetime,
-        then: Callable[[Taken | Exception], None],
-    ) -> None:
-        self._incoming = incoming
-        self._files = files
-        self._store = store
-        self._now = now
-        self._then = then
-        self._told = Lock()
+    incoming: Incoming
+    files: PixelFiles
+    store: Store
+    now: datetime
+    then: Callable[[Taken | Exception], None]
+    told: Any = field(default_factory=Lock)  # held once `then` was called
 
     def begin(self) -> None:
         """Write the file and hand its row in."""
@@ -99,15 +92,15 @@ class _Meanwhile:
 
     def _write(self) -> Taken | None:
         """Return what became of it; None if that will be told when its row is there."""
-        examined = examine(self._incoming)
+        examined = examine(self.incoming)
         with _asked_again(examined), ExitStack() as turn:
-            turn.enter_context(self._files.exclusive(examined.sop_uid))
-            path = self._files.create(*_to_write(examined))
+            turn.enter_context(self.files.exclusive(examined.sop_uid))
+            path = self.files.create(*_to_write(examined))
             if path is None:
                 return self._again(examined)
-            new = _row(examined, self._incoming, path)
+            new = _row(examined, self.incoming, path)
             recorded = partial(self._recorded, examined, new, turn.pop_all())
-        self._store.series.hand_in_instance(new, self._now, recorded)
+        self.store.series.hand_in_instance(new, self.now, recorded)
         return None
 
     def _recorded(
@@ -126,27 +119,29 @@ class _Meanwhile:
     def _refuse(self, examined: Examined, new: NewInstance, turn: ExitStack) -> Taken:
         """Let it be sent again; the row that is known speaks of another file."""
         with turn:
-            self._files.discard(new.path)
-            raise OutOfSpace(f"{examined.sop_uid}: cannot be kept now: no thread is to be had")
+            self.files.discard(new.path)
+            raise OutOfSpace(
+                f"{examined.sop_uid}: cannot be kept now: the system starts no more threads"
+            )
 
     def _end(
         self, examined: Examined, new: NewInstance, turn: ExitStack, recorded: Recorded | Exception
     ) -> Taken:
         with _asked_again(examined), turn:
-            outcome = _outcome(partial(_given, recorded), new, self._files, self._store)
+            outcome = _outcome(partial(_given, recorded), new, self.files, self.store)
             return self._again(examined) if outcome is None else _taken(examined, outcome)
 
     def _again(self, examined: Examined) -> Taken:
-        outcome = _keep_again(examined, self._incoming, self._files, self._store, self._now)
+        outcome = _keep_again(examined, self.incoming, self.files, self.store, self.now)
         return _taken(examined, outcome)
 
     def _tell(self, action: Callable[[], Taken]) -> None:
         """Tell what `action` returns or raises, once."""
         taken: list[Taken] = []
-        noted = partial(_noted, self._incoming, self._store, self._now, action)
+        noted = partial(_noted, self.incoming, self.store, self.now, action)
         error = failure_of(lambda: taken.append(noted()))
-        if self._told.acquire(blocking=False):
-            self._then(error or taken[0])
+        if self.told.acquire(blocking=False):
+            self.then(error or taken[0])
 
 
 def _given(outcome: Outcome | Exception) -> Outcome:

@@ -10,7 +10,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -147,14 +147,13 @@ class Turn:
         since = time.monotonic()
         if not self._among_threads.acquire(timeout=brief_calls.LOCK_WAIT_S):
             raise brief_calls.held_too_long()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._among_threads.release)
             if self._file is None:
                 self._file = brief_calls.open_for_lock(self._path)
                 weakref.finalize(self, os.close, self._file)
             brief_calls.lock(self._file, since)
-        except BaseException:
-            self._among_threads.release()
-            raise
+            undo.pop_all()
 
     def release(self) -> None:
         """Give it back."""

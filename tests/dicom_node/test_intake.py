@@ -565,7 +565,7 @@ def test_where_no_thread_is_to_be_had_what_takes_time_is_asked_for_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("dicom_node.intake.Thread.start", none)
-        with pytest.raises(OutOfSpace, match="no thread is to be had") as refused:
+        with pytest.raises(OutOfSpace, match="starts no more threads") as refused:
             and_wait(other, files, store, NOW)
     assert refused.value.status == 0xA700 and files.paths() == []
     with pytest.raises(ConflictingInstance):
