@@ -253,20 +253,33 @@ class Behind(Generic[In]):
 
 
 class Recent(Generic[Out]):
-    """An answer that all threads share for a while; at worst two of them ask at once."""
+    """An answer that all threads share for a while.
+
+    One of them asks anew. The others have the old answer meanwhile, until it is twice as old as
+    it may be; then they wait.
+    """
 
     def __init__(self, ask: Callable[[], Out], seconds: float) -> None:
         self._ask = ask
         self._seconds = seconds
         self._answer: tuple[Out, float] | None = None  # and until when it is good
+        self._turn = threading.Lock()
 
     def __call__(self) -> Out:
-        """Return an answer that is not older than so many seconds."""
-        known = self._answer
-        if known is None or time.monotonic() >= known[1]:
-            until = time.monotonic() + self._seconds
-            known = self._answer = (self._ask(), until)
-        return known[0]
+        """Return an answer that is not older than so many seconds, or while one is asked twice."""
+        known, now = self._answer, time.monotonic()
+        if known is None or now >= known[1] + self._seconds:
+            self._turn.acquire()
+        elif now < known[1] or not self._turn.acquire(blocking=False):
+            return known[0]
+        try:
+            fresh = self._answer
+            if fresh is None or fresh is known:  # nobody has asked while we waited
+                until = time.monotonic() + self._seconds
+                fresh = self._answer = (self._ask(), until)
+            return fresh[0]
+        finally:
+            self._turn.release()
 
 
 class Thrifty(Generic[Out]):

@@ -10,13 +10,15 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 from dicom_node.network import dimse
 from dicom_node.network.connecting import AssociationFault, Timeouts, connect
 from dicom_node.network.dimse import BadCommand, Response
 from dicom_node.network.limits import LimitExceeded, Limits
+from dicom_node.network.outgoing import DataSet
 from dicom_node.network.pdus import (
     A_ABORT,
     A_ASSOCIATE_AC,
@@ -30,9 +32,9 @@ from dicom_node.network.pdus import (
     RELEASE,
     RELEASED,
     USER,
-    Window,
     abort_pdu,
     command_pdus,
+    data_pdus,
 )
 from dicom_node.network.requesting import (
     Acceptance,
@@ -67,7 +69,6 @@ class Association:
         self._wire = wire
         self._numbers = acceptance.numbers
         self._longest_pdu = acceptance.longest_pdu
-        self._window: Window | None = None
         self._limit_s = limit_s
         self._last_id = 0
         self._inside = False  # of a PDU that we send: no other one can follow
@@ -88,26 +89,23 @@ class Association:
         number = next(iter(self._numbers.values()))
         with self._aborting():
             message_id = self._next_id()
-            self._send(self._command(dimse.echo_request(message_id), number))
+            self._send([self._command(dimse.echo_request(message_id), number)])
             return self._response(dimse.C_ECHO_RQ, message_id, self._limit_s.reply_s)
 
-    def store(self, context: Context, sop_uid: str, file: int, at: int, size: int) -> Response:
-        """Return the peer's answer to a C-STORE of `size` bytes of an open file, from `at` on.
+    def store(self, context: Context, sop_uid: str, data_set: DataSet) -> Response:
+        """Return the peer's answer to a C-STORE.
 
         Raises
         ------
         AssociationFault
-            If there is none; the association is aborted then.
+            If there is none, or the file cannot be read any further; the association is aborted.
         """
         number = self._numbers[context]
         with self._aborting():
             message_id = self._next_id()
             command = self._command(dimse.store_request(context[0], sop_uid, message_id), number)
-            if self._window is None:
-                self._window = Window(self._longest_pdu)
-            for pdus in self._window.pdus(command, file, at, size, number):
-                self._send(pdus)
-            in_flight_s = min(size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
+            self._send_message(command, data_set, number)
+            in_flight_s = min(data_set.size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
             return self._response(dimse.C_STORE_RQ, message_id, self._limit_s.reply_s + in_flight_s)
 
     def release(self) -> None:
@@ -164,10 +162,22 @@ class Association:
     def _command(self, command: bytes, number: int) -> bytes:
         return command_pdus(command, number, self._longest_pdu)
 
-    def _send(self, pdus: bytes | memoryview) -> None:
+    def _send(self, pdus: Iterable[bytes | memoryview]) -> None:
         self._inside = True
-        self._wire.send(pdus)
+        self._wire.send_pieces(pdus)
         self._inside = False
+
+    def _send_message(self, command: bytes, data_set: DataSet, number: int) -> None:
+        """Send a command and its data set.
+
+        The command goes with the beginning of the data set: a peer that is woken for the command
+        alone takes the processor away from who sends.
+        """
+        first, left = [command], data_set.size
+        for part in data_set.parts:
+            left -= len(part)
+            self._send(chain(first, data_pdus(part, number, self._longest_pdu, last=not left)))
+            first = []
 
     def _next_pdu(self, limit_s: float) -> tuple[int, int]:
         deadline = time.monotonic() + limit_s

@@ -1,6 +1,9 @@
-"""The file of an instance that is to be sent: what it says of itself, and where its data set is."""
+"""The file of an instance that is to be sent: what it says of itself, and its data set."""
 
+import hashlib
+import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,15 +17,17 @@ AHEAD_BYTES = 2048  # file meta information is some hundred bytes
 META_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
 NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 LONG = (b"OB", b"UN")  # of what may stand in group 0002 (PS3.10 Table 7.1-1)
+MEMORY_BYTES = 2**20
+PART_BYTES = 2**18  # of a data set, sent at once
 SOP_CLASS, SOP_UID, TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
 
 
-class Unreadable(ValueError):
-    """The file is missing, no DICOM instance, or cannot be read now; `fault` and text say why."""
+class Unfit(ValueError):
+    """The file cannot be sent, or not now; `fault` and the text say why."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.fault = file_fault(error)
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ def read_head(path: Path) -> Head:
 
     Raises
     ------
-    Unreadable
+    Unfit
         If there is no such file, or no DICOM instance in it.
     """
     try:
@@ -48,7 +53,7 @@ def read_head(path: Path) -> Head:
             ahead = file.read(AHEAD_BYTES)
             return _quickly(ahead) or _thoroughly(file)
     except PARSE_ERRORS as error:
-        raise Unreadable(error) from error
+        raise Unfit(file_fault(error), str(error)) from error
 
 
 def file_fault(error: Exception) -> Fault:
@@ -94,3 +99,72 @@ def _thoroughly(file: BinaryIO) -> Head:
         transfer_syntax=str(meta.TransferSyntaxUID),
         at=file.tell(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """The data set of a file; each of its parts is written over when the next is asked for.
+
+    The parts raise OSError if the file cannot be read any further.
+    """
+
+    size: int
+    parts: Iterator[memoryview]
+
+
+class Reader:
+    """Reads one file after the other, to be hashed and sent, in memory that is used again.
+
+    What is sent is what was hashed, and read once: unless the file is longer than the memory.
+    """
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(MEMORY_BYTES))
+
+    def read(self, file: int, at: int, sha256: str | None) -> DataSet:
+        """Return the data set of an open file, which stands from `at` on.
+
+        It is good while the file is open and no other one is read.
+
+        Parameters
+        ----------
+        sha256
+            What the whole file must have; None: whatever it is.
+
+        Raises
+        ------
+        Unfit
+            If the file is another one, or has no data set.
+        OSError
+            If it cannot be read.
+        """
+        size = os.fstat(file).st_size
+        whole = size <= len(self._memory)
+        if whole:
+            self._fill(file, 0, size)
+        if sha256 and self._digest(file, size) != sha256:
+            raise Unfit(Fault.ALTERED, "its SHA-256 differs")
+        if size <= at:
+            raise Unfit(Fault.NO_FILE, "it has no data set")
+        starts = range(at, size, PART_BYTES)
+        spans = ((start, min(PART_BYTES, size - start)) for start in starts)
+        if whole:
+            parts = (self._memory[start : start + count] for start, count in spans)
+        else:
+            parts = (self._fill(file, start, count) for start, count in spans)
+        return DataSet(size=size - at, parts=parts)
+
+    def _digest(self, file: int, size: int) -> str:
+        """Return the SHA-256 of a file; it is in memory if it has room there."""
+        if size <= len(self._memory):
+            return hashlib.sha256(self._memory[:size]).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, size, len(self._memory)):
+            digest.update(self._fill(file, start, min(len(self._memory), size - start)))
+        return digest.hexdigest()
+
+    def _fill(self, file: int, start: int, count: int) -> memoryview:
+        """Return so many bytes of a file, from `start` on."""
+        if os.preadv(file, [self._memory[:count]], start) != count:
+            raise OSError("the file ends before its end")
+        return self._memory[:count]

@@ -1,7 +1,5 @@
 """Sending: C-STORE with a status for every single instance, and C-ECHO."""
 
-import hashlib
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,7 +14,7 @@ from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.negotiation import MOST_CONTEXTS
-from dicom_node.network.outgoing import Unreadable, file_fault, read_head
+from dicom_node.network.outgoing import Reader, Unfit, file_fault, read_head
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, Verdict, classify, describe
 from dicom_node.settings import PeerSettings
@@ -266,7 +264,7 @@ def sendable(item: Item) -> Sendable | Outcome:
     """Return the item with what must be asked for, or why its file cannot be sent."""
     try:
         head = read_head(item.path)
-    except Unreadable as error:
+    except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
     if head.sop_uid != item.sop_uid:
         comment = f"the file holds {head.sop_uid}"
@@ -300,10 +298,11 @@ def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
     asked = agenda.contexts()
     if not asked:  # another lane has just taken the last instance
         return True
+    reader = Reader()
     with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
         while terms.proceed() and (each := agenda.take(set(asked))):
             try:
-                yield _store(association, each)
+                yield _store(association, reader, each)
             except AssociationFault as fault:
                 if agenda.put_back(each, terms.resumes):
                     return True
@@ -312,7 +311,7 @@ def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
     return True
 
 
-def _store(association: Association, each: Sendable) -> Outcome:
+def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
     """Return what became of one instance.
 
     Raises
@@ -325,13 +324,11 @@ def _store(association: Association, each: Sendable) -> Outcome:
         comment = f"{UID(sop_class).name}, {UID(syntax).name}"
         return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
-        with item.path.open("rb") as file:
-            if item.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != item.sha256:
-                return Outcome(item=item, fault=Fault.ALTERED, comment="its SHA-256 differs")
-            size = os.fstat(file.fileno()).st_size - each.at
-            if size <= 0:
-                return Outcome(item=item, fault=Fault.NO_FILE, comment="it has no data set")
-            response = association.store(each.context, item.sop_uid, file.fileno(), each.at, size)
+        with item.path.open("rb", buffering=0) as file:
+            data_set = reader.read(file.fileno(), each.at, item.sha256)
+            response = association.store(each.context, item.sop_uid, data_set)
+    except Unfit as error:
+        return Outcome(item=item, fault=error.fault, comment=str(error))
     except OSError as error:  # of the file: those of the network are AssociationFaults
         return Outcome(item=item, fault=file_fault(error), comment=str(error))
     return Outcome(item=item, fault=response.status, comment=response.comment)

@@ -6,7 +6,10 @@ read straight to where it is needed. Another thread may send meanwhile (`send_no
 
 import socket
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 
 from dicom_node import brief_calls
 from dicom_node.network.limits import LimitExceeded, Limits, Meter
@@ -15,6 +18,7 @@ PDU_HEADER_BYTES = 6
 AHEAD_BYTES = 2**15  # read at once: a command, and the beginning of the data set behind it
 STEP_BYTES = 2**18  # what is announced is not believed before it comes
 KEPT_BYTES = 2**20  # of memory, while one message follows the other
+MOST_PIECES = 1024  # sent with one call: IOV_MAX of Linux
 TICK_S = 1.0  # how late a limit of time may be noticed
 LINGER_S = 1.0  # for a peer to read our last word and go
 LINGER_BYTES = 2**20
@@ -144,17 +148,38 @@ class Wire:
         Raises
         ------
         LimitExceeded
-            If the peer does not take it.
+            If the peer does not take it in time.
         """
         deadline = time.monotonic() + self._limits.pdu_s
-        rest = data
-        while rest:
-            try:
-                rest = rest[self._sock.send(rest) :]
-            except TimeoutError:
-                if time.monotonic() > deadline:
-                    text = f"it does not read what we send for {self._limits.pdu_s:g} s"
-                    raise LimitExceeded("slow PDU", text) from None
+        while data := data[self._taken(partial(self._sock.send, data), deadline) :]:
+            pass
+
+    def send_pieces(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Send all of `pieces`, one behind the other and not joined, as `send` does.
+
+        Raises
+        ------
+        LimitExceeded
+            If the peer does not take them, or so many as one call takes, in time.
+        """
+        if not self.two_way:  # TLS encrypts one piece of memory after the other
+            self.send(b"".join(pieces))
+            return
+        left = iter(pieces)
+        while some := list(islice(left, MOST_PIECES)):
+            deadline = time.monotonic() + self._limits.pdu_s
+            while some := behind(some, self._taken(partial(self._sock.sendmsg, some), deadline)):
+                pass
+
+    def _taken(self, send: Callable[[], int], deadline: float) -> int:
+        """Return how many bytes could be sent, after a while at the latest."""
+        sent = 0
+        with suppress(TimeoutError):
+            sent = send()
+        if not sent and time.monotonic() > deadline:
+            text = f"it does not read what we send for {self._limits.pdu_s:g} s"
+            raise LimitExceeded("slow PDU", text)
+        return sent
 
     def send_now(self, data: bytes) -> bytes:
         """Send what the peer takes at once; return the rest, all of it where `two_way` is not.
@@ -178,6 +203,15 @@ class Wire:
                     if not got:
                         return
                     left -= got
+
+
+def behind(pieces: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """Return what is left of `pieces` without their first `count` bytes."""
+    for place, piece in enumerate(pieces):
+        if count < len(piece):
+            return [memoryview(piece)[count:], *pieces[place + 1 :]]
+        count -= len(piece)
+    return []
 
 
 class Body:

@@ -169,6 +169,50 @@ def test_a_recent_answer_is_not_asked_for_again():
     assert len(asked) == 3
 
 
+def test_while_one_asks_anew_the_others_have_the_old_answer():
+    asked, asking, may_answer = [], threading.Event(), threading.Event()
+
+    def ask():
+        asked.append(1)
+        if len(asked) == 2:
+            asking.set()
+            may_answer.wait(20)
+        return len(asked)
+
+    recent = Recent(ask, 0.2)
+    assert recent() == 1
+    time.sleep(0.21)
+    who_asks = threading.Thread(target=recent)
+    who_asks.start()
+    asking.wait(20)
+    assert recent() == 1  # at once
+
+    found = []
+    time.sleep(0.2)  # the old answer is too old now, for everybody
+    who_waits = threading.Thread(target=lambda: found.append(recent()))
+    who_waits.start()
+    who_waits.join(0.2)
+    assert found == [] and len(asked) == 2
+    may_answer.set()
+    who_waits.join(20), who_asks.join(20)
+    assert found == [2] and len(asked) == 2
+
+
+def test_who_cannot_ask_leaves_it_to_the_next():
+    answers = iter([ValueError("gone"), 7])
+
+    def ask():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    recent = Recent(ask, 3600)
+    with pytest.raises(ValueError, match="gone"):
+        recent()
+    assert recent() == recent() == 7
+
+
 def test_an_answer_that_takes_long_is_asked_for_again_after_a_while_only():
     asked = []
 

@@ -1,12 +1,14 @@
 """What the file of an instance says of itself, read quickly and thoroughly alike."""
 
+import hashlib
+import os
 import struct
 
 import pytest
 
 from dicom_node.content import as_file, split_file
 from dicom_node.network import outgoing
-from dicom_node.network.outgoing import Unreadable, read_head
+from dicom_node.network.outgoing import MEMORY_BYTES, PART_BYTES, Reader, Unfit, read_head
 from dicom_node.retry import Fault
 from tests.rigs import MR, make_instance, write_instance
 
@@ -63,12 +65,12 @@ def test_what_is_no_instance_is_refused(tmp_path, file):
     path = tmp_path / "one.dcm"
     path.write_bytes(file)
 
-    with pytest.raises(Unreadable):
+    with pytest.raises(Unfit):
         read_head(path)
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(Unreadable, match="No such file") as refused:
+    with pytest.raises(Unfit, match="No such file") as refused:
         read_head(tmp_path / "none.dcm")
 
     assert refused.value.fault is Fault.NO_FILE
@@ -78,7 +80,61 @@ def test_a_file_that_cannot_be_read_now_may_be_read_later(tmp_path):
     looped = tmp_path / "looped.dcm"
     looped.symlink_to(looped)
 
-    with pytest.raises(Unreadable) as refused:
+    with pytest.raises(Unfit) as refused:
         read_head(looped)
 
     assert refused.value.fault is Fault.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "size",
+    [1, PART_BYTES, PART_BYTES + 3, MEMORY_BYTES - 4, MEMORY_BYTES - 3, 3 * MEMORY_BYTES + 1],
+)
+def test_data_set_is_what_stands_in_the_file(tmp_path, size):
+    path, data = tmp_path / "one", os.urandom(size)
+    reader, sha256 = Reader(), hashlib.sha256(b"head" + data).hexdigest()
+    path.write_bytes(b"head" + data)
+    with path.open("rb") as file:
+        for _ in range(2):  # the memory is used again
+            found = reader.read(file.fileno(), 4, sha256)
+            parts = [bytes(part) for part in found.parts]
+            assert found.size == size and b"".join(parts) == data
+            assert all(len(part) == PART_BYTES for part in parts[:-1])
+
+
+def test_what_was_hashed_is_what_is_sent(tmp_path):
+    path, data = tmp_path / "one", os.urandom(PART_BYTES)
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        found = Reader().read(file.fileno(), 0, hashlib.sha256(data).hexdigest())
+        path.write_bytes(bytes(PART_BYTES))
+        assert b"".join(found.parts) == data
+
+
+@pytest.mark.parametrize("size", [100, 2 * MEMORY_BYTES])
+def test_another_file_is_not_sent(tmp_path, size):
+    path = tmp_path / "one"
+    path.write_bytes(bytes(size))
+    with path.open("rb") as file, pytest.raises(Unfit, match="SHA-256 differs") as refused:
+        Reader().read(file.fileno(), 4, hashlib.sha256(bytes(size - 1)).hexdigest())
+
+    assert refused.value.fault is Fault.ALTERED
+
+
+def test_file_without_a_data_set_is_not_sent(tmp_path):
+    path = tmp_path / "one"
+    path.write_bytes(b"head")
+    with path.open("rb") as file, pytest.raises(Unfit, match="no data set") as refused:
+        Reader().read(file.fileno(), 4, None)
+
+    assert refused.value.fault is Fault.NO_FILE
+
+
+def test_file_that_ends_while_it_is_sent_is_noticed(tmp_path):
+    path = tmp_path / "one"
+    path.write_bytes(bytes(2 * MEMORY_BYTES))
+    with path.open("rb") as file:
+        found = Reader().read(file.fileno(), 4, None)
+        os.truncate(path, MEMORY_BYTES)
+        with pytest.raises(OSError, match="ends before its end"):
+            list(found.parts)

@@ -5,7 +5,14 @@ import struct
 
 import pytest
 
-from dicom_node.network.pdus import COMMAND, LAST, P_DATA_TF, WINDOW_BYTES, Window, command_pdus
+from dicom_node.network.pdus import (
+    COMMAND,
+    LAST,
+    LONGEST_OF_OURS,
+    P_DATA_TF,
+    command_pdus,
+    data_pdus,
+)
 
 
 def fragments(stream):
@@ -21,32 +28,22 @@ def fragments(stream):
 
 
 @pytest.mark.parametrize("longest", [0, 1, 20, 4096, 16384, 16385, 2**20, 2**32 - 1])
-@pytest.mark.parametrize("size", [1, 2, 16376, 16378, 16380, 3 * WINDOW_BYTES + 10])
-def test_data_set_comes_out_as_it_went_in(tmp_path, longest, size):
+@pytest.mark.parametrize("size", [1, 2, 16376, 16378, 16380, 3 * LONGEST_OF_OURS + 10])
+@pytest.mark.parametrize("last", [True, False])
+def test_data_set_comes_out_as_it_went_in(longest, size, last):
     if longest == 1 and size > 20000:
         pytest.skip("two bytes at a time: slow, and the same code")
     data = os.urandom(size)
-    path = tmp_path / "one"
-    path.write_bytes(b"head" + data)
-    window = Window(longest)
-    with path.open("rb") as file:
-        for number in (5, 7, 7):  # the memory is used again
-            pdus = window.pdus(b"lead", file.fileno(), 4, size, number)
-            stream = b"".join([bytes(some) for some in pdus])
-            assert stream[:4] == b"lead"
-            found = fragments(stream[4:])
-            assert b"".join(data for *_, data in found) == data
-            assert [control for _, _, control, _ in found] == [0] * (len(found) - 1) + [LAST]
-            assert {each for _, each, _, _ in found} == {number}
-            assert all(length % 2 == 0 for length, *_ in found[:-1])  # dcmtk takes no other
-            assert longest < 8 or all(length <= longest for length, *_ in found)
 
+    pieces = list(data_pdus(memoryview(data), 5, longest, last=last))
 
-def test_file_that_ends_too_early_is_noticed(tmp_path):
-    path = tmp_path / "one"
-    path.write_bytes(bytes(100))
-    with path.open("rb") as file, pytest.raises(OSError, match="ends before its end"):
-        list(Window(0).pdus(b"", file.fileno(), 0, 101, 1))
+    found = fragments(b"".join(pieces))
+    assert b"".join(data for *_, data in found) == data
+    assert [each for _, _, each, _ in found] == [0] * (len(found) - 1) + [LAST if last else 0]
+    assert {each for _, each, _, _ in found} == {5}
+    assert all(length % 2 == 0 for length, *_ in found[:-1])  # dcmtk takes no other
+    assert longest < 8 or all(length <= longest for length, *_ in found)
+    assert all(piece.obj is data for piece in pieces[1::2])  # nothing is copied
 
 
 @pytest.mark.parametrize("longest", [0, 1, 10, 16384])

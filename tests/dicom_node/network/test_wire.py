@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dicom_node.network.limits import LimitExceeded, Limits
-from dicom_node.network.wire import Wire
+from dicom_node.network.wire import MOST_PIECES, Wire, behind
 
 IDLE_S = 0.6
 
@@ -73,3 +73,29 @@ def test_a_peer_that_does_not_read_is_not_waited_for_for_ever(ends):
         wire.send(bytes(2**26))
 
     assert 0.4 <= time.monotonic() - started < 5
+
+
+def test_pieces_arrive_one_behind_the_other_however_many_the_peer_takes_at_once(ends):
+    sender, receiver = ends
+    pieces = [bytes([number % 251]) * (number % 7 * 1000) for number in range(3 * MOST_PIECES)]
+    came = bytearray()
+
+    def read() -> None:
+        while some := receiver.recv(100_000):
+            came.extend(some)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    Wire(sender, Limits(), IDLE_S).send_pieces(iter(pieces))
+    sender.shutdown(socket.SHUT_WR)
+    thread.join(20)
+
+    assert came == b"".join(pieces)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_what_is_behind_so_many_bytes(count):
+    pieces = [b"ab", b"", memoryview(b"cde"), b"fg"]
+
+    assert b"".join(behind(pieces, count)) == b"abcdefg"[count:]
+    assert pieces[0] == b"ab"
