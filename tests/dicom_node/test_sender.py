@@ -444,7 +444,8 @@ def test_answer_that_arrives_late_is_asked_for_again_under_the_same_uid(store, t
 
 def test_what_was_under_way_when_it_was_withdrawn_is_owed_a_note(store, tmp_path, monkeypatch):
     """No answer came, no attempt was counted, and the archive may have kept it."""
-    monkeypatch.setattr("dicom_node.sender.WANTED_S", 0)  # a quick machine tries again four times in that
+    # Four tries do not take as long on a quick machine.
+    monkeypatch.setattr("dicom_node.sender.WANTED_S", 0)
     job_id = publish(store, tmp_path / "a", count=1)
 
     def keep_and_break(event):
