@@ -178,6 +178,8 @@ def side_by_side(
 ) -> None:
     """Run `run` in so many threads at once, this one among them; return when all have ended.
 
+    They share the work: where the system starts no more threads, fewer do it.
+
     Parameters
     ----------
     give_up
@@ -196,10 +198,9 @@ def side_by_side(
             give_up()
 
     others = [threading.Thread(target=guarded, name=name, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
+    started = [thread for thread in others if not failure_of(thread.start)]
     guarded()
-    for thread in others:
+    for thread in started:
         thread.join()
     if errors:
         raise errors[0]
