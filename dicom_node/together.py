@@ -178,8 +178,6 @@ def side_by_side(
 ) -> None:
     """Run `run` in so many threads at once, this one among them; return when all have ended.
 
-    They share the work: where the system starts no more threads, fewer do it.
-
     Parameters
     ----------
     give_up
@@ -198,9 +196,10 @@ def side_by_side(
             give_up()
 
     others = [threading.Thread(target=guarded, name=name, daemon=True) for _ in range(threads - 1)]
-    started = [thread for thread in others if not failure_of(thread.start)]
+    for thread in others:
+        thread.start()
     guarded()
-    for thread in started:
+    for thread in others:
         thread.join()
     if errors:
         raise errors[0]

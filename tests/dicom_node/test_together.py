@@ -14,7 +14,6 @@ from dicom_node.together import (
     SharedWorkFailed,
     Thrifty,
     Together,
-    side_by_side,
 )
 
 
@@ -159,53 +158,6 @@ def test_each_thread_is_ahead_for_itself():
         may_end.set()
 
     assert sorted(done) == list(range(5))
-
-
-def test_several_threads_share_the_work():
-    everybody, left = threading.Barrier(3), list(range(30))
-    done = []
-
-    def run():
-        everybody.wait(20)
-        while left:
-            done.append(left.pop())
-
-    side_by_side(run, 3, "worker", left.clear)
-
-    assert sorted(done) == list(range(30))
-
-
-def test_the_first_failure_is_raised_when_all_have_ended():
-    may_go_on, gave_up = threading.Event(), []
-    turns = iter([True, False])
-    ended = []
-
-    def run():
-        if next(turns):
-            raise ZeroDivisionError
-        may_go_on.wait(20)
-        ended.append(1)
-
-    def give_up():
-        gave_up.append(1)
-        may_go_on.set()
-
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(run, 2, "worker", give_up)
-
-    assert gave_up == ended == [1]
-
-
-def test_where_no_thread_can_be_started_this_one_does_it_all(monkeypatch):
-    def fail(thread):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    done = []
-
-    side_by_side(lambda: done.append(1), 4, "worker", done.clear)
-
-    assert done == [1]
 
 
 def test_a_recent_answer_is_not_asked_for_again():
