@@ -9,7 +9,6 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,12 +33,11 @@ from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.sending import SWITCH, may_look, may_send, warned
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
-from dicom_node.together import Behind, Recent, side_by_side
+from dicom_node.together import Behind, Recent
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
 LOOKS = 5  # at what a DICOMweb server shows
 ALREADY_THERE = 0x0111  # status: duplicate SOP instance
-AT_ONCE = 2  # deliveries to a destination that takes several associations
 MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
 RECORD_S = 0.05  # statuses are gathered for so long
 WANTED_S = 0.05  # until the database is asked again whether an instance may go
@@ -143,7 +141,7 @@ class Sender:
         """Send what is due to one destination, then ask it for what it owes."""
         self._failing.add(destination)
         try:
-            well = self._attempt_all(destination, tasks)
+            well = all([self._attempt(task) for task in tasks])
             self._ask(destination)
         except NodeError as error:  # the rows are as they were, so everything stays due
             log.error("delivery.failed", destination=destination, reason=str(error))
@@ -151,51 +149,9 @@ class Sender:
         if well:
             self._failing.discard(destination)
 
-    def _attempt_all(self, destination: str, tasks: Sequence[DeliveryTask]) -> bool:
-        """Send deliveries to one destination; return whether nothing broke that nobody foresaw.
-
-        Where it takes several associations, two deliveries share them: while one is put on record
-        and the next one prepared, the other one is sent.
-
-        Raises
-        ------
-        NodeError
-            As soon as the store fails; what has not begun stays due.
-        """
-        left = deque(tasks)
-        turn = threading.Lock()
-        well: list[bool] = []
-
-        def take(most: int) -> tuple[DeliveryTask, int] | None:
-            """Return the next delivery and how many associations it may have; the last one all."""
-            with turn:
-                if not left:
-                    return None
-                return left.popleft(), -(-most // AT_ONCE) if left else most
-
-        with self._lanes.open(self._associations(destination)) as most:
-            own = scu.Lanes(most)
-
-            def send_some() -> None:
-                while taken := take(most):
-                    task, wanted = taken
-                    with own.open(wanted) as granted:
-                        well.append(self._attempt(task, granted))
-
-            threads = min(AT_ONCE, most, len(tasks))
-            side_by_side(send_some, threads, f"sender-{destination}", left.clear)
-        return all(well)
-
-    def _associations(self, destination: str) -> int:
-        """Return how many associations a destination takes."""
-        try:
-            return self._settings.peer(destination).associations
-        except UnknownPeer:  # its deliveries are given up one by one
-            return 1
-
-    def _attempt(self, task: DeliveryTask, associations: int) -> bool:
+    def _attempt(self, task: DeliveryTask) -> bool:
         """Send one delivery; return False where something broke that nobody foresaw."""
-        error = failure_of(lambda: self._deliver(task, associations))
+        error = failure_of(lambda: self._deliver(task))
         if isinstance(error, NodeError):
             raise error
         if error:  # the others behind it are sent all the same
@@ -204,7 +160,7 @@ class Sender:
             self._try_again(task, f"Internal failure ({type(error).__name__}), see the log.")
         return error is None
 
-    def _deliver(self, task: DeliveryTask, associations: int) -> None:
+    def _deliver(self, task: DeliveryTask) -> None:
         """Send one delivery and record how it went."""
         try:
             peer = self._settings.peer(task.destination)
@@ -213,7 +169,7 @@ class Sender:
             return
         task = self._without_present(task, peer) if may_look(task, peer) else task
         self._store.deliveries.begin(task)
-        outcomes = self._send(task, peer, associations)
+        outcomes = self._send(task, peer)
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
             self._finish_failed(task, peer, failed)
@@ -225,7 +181,7 @@ class Sender:
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
-    def _send(self, task: DeliveryTask, peer: PeerSettings, associations: int) -> list[scu.Outcome]:
+    def _send(self, task: DeliveryTask, peer: PeerSettings) -> list[scu.Outcome]:
         """Return the outcomes; all of them are on record."""
         items = [
             scu.Item(
@@ -250,18 +206,14 @@ class Sender:
                 records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
                 self._log_outcome(task, peer, outcome)
 
-            if peer.is_web:
-                outcomes = self._store_by_web(items, task, peer, note)
-            else:
-                outcomes = self._store_by_dimse(items, task, peer, associations, note)
-            return [meant(outcome) for outcome in outcomes]
+            way = self._store_by_web if peer.is_web else self._store_by_dimse
+            return [meant(outcome) for outcome in way(items, task, peer, note)]
 
     def _store_by_dimse(
         self,
         items: Sequence[scu.Item],
         task: DeliveryTask,
         peer: PeerSettings,
-        associations: int,
         note: Callable[[scu.Outcome], None],
     ) -> list[scu.Outcome]:
         terms = scu.Terms(
@@ -272,7 +224,8 @@ class Sender:
             # Who can be queried is queried before anything goes out a second time.
             resumes=0 if peer.query else scu.RESUMES,
         )
-        return scu.send_side_by_side(items, terms, associations, note)
+        with self._lanes.open(peer.associations) as associations:
+            return scu.send_side_by_side(items, terms, associations, note)
 
     def _store_by_web(
         self,

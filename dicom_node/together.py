@@ -173,38 +173,6 @@ class HandedIn(Generic[In, Out]):
                     failure_of(partial(self._complain, error))
 
 
-def side_by_side(
-    run: Callable[[], object], threads: int, name: str, give_up: Callable[[], object]
-) -> None:
-    """Run `run` in so many threads at once, this one among them; return when all have ended.
-
-    Parameters
-    ----------
-    give_up
-        Called where one of them fails, so that the others end soon.
-
-    Raises
-    ------
-    Exception
-        What the first one to fail raised.
-    """
-    errors: list[Exception] = []
-
-    def guarded() -> None:
-        if error := failure_of(run):
-            errors.append(error)
-            give_up()
-
-    others = [threading.Thread(target=guarded, name=name, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    guarded()
-    for thread in others:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 class Behind(Generic[In]):
     """Does for several threads what they would wait for, while they go on.
 

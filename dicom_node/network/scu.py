@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
+from dicom_node.edges import failure_of
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
@@ -17,7 +18,6 @@ from dicom_node.network.outgoing import Reader, Unfit, file_fault, read_head
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, Verdict, classify, describe
 from dicom_node.settings import PeerSettings
-from dicom_node.together import side_by_side
 
 RESUMES = 3
 WORTH_AN_ASSOCIATION = 8  # instances; for fewer it takes longer to ask for one than to wait
@@ -136,10 +136,10 @@ class Agenda:
 
 
 class Lanes:
-    """How many associations are open at a time, to one destination or to all together.
+    """How many associations are open to all destinations together.
 
-    Who asks always has one, so that nobody waits for a silent peer; what there may be besides is
-    bounded.
+    Each destination always has one, so that none waits for a silent one; what it may have besides
+    is bounded.
     """
 
     def __init__(self, most: int) -> None:
@@ -225,13 +225,26 @@ def send_side_by_side(
         note(outcome)
     lanes = max(1, min(associations, len(waiting) // WORTH_AN_ASSOCIATION))
     agenda = Agenda(waiting, lanes)
+    errors: list[Exception] = []
 
     def send_some() -> None:
         for outcome in lane(agenda, terms):
             note(outcome)
             outcomes.append(outcome)
 
-    side_by_side(send_some, lanes, "lane", agenda.close)
+    def run() -> None:
+        if error := failure_of(send_some):  # raised below, when all lanes have ended
+            agenda.close()
+            errors.append(error)
+
+    others = [threading.Thread(target=run, name="lane", daemon=True) for _ in range(lanes - 1)]
+    for thread in others:
+        thread.start()
+    run()
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
     return outcomes
 
 

@@ -11,14 +11,12 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
-from itertools import groupby
 from pathlib import Path
 from random import Random
 
 import pytest
 from pydicom import dcmread
 
-from dicom_node.errors import StoreUnavailable
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
@@ -370,10 +368,10 @@ def test_a_delivery_that_breaks_in_a_way_nobody_foresaw_holds_up_no_other(
         sender = sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port))
         whole, failing = sender._send, [True]
 
-        def send(task, *others):
+        def send(task, peer):
             if failing[0] and task.job_id == bad:
                 raise ZeroDivisionError
-            return whole(task, *others)
+            return whole(task, peer)
 
         monkeypatch.setattr(sender, "_send", send)
         sender.run_once(NOW)
@@ -522,85 +520,6 @@ def test_a_delivery_goes_over_as_many_associations_as_its_destination_takes(stor
     assert len(associations) == 3
     assert store.series.listing()[0]["deliveries"][0]["sent"] == 40
     assert store.jobs.get(job_id).state == "DELIVERED"
-
-
-class Guests:
-    """Handlers of an archive: who is there at the same time, and which series came when.
-
-    Whoever begins waits until `meet` associations have begun.
-    """
-
-    def __init__(self, meet):
-        self._barrier = threading.Barrier(meet)
-        self._there, self._begun, self._lock = Counter(), set(), threading.Lock()
-        self.most_at_once, self.came = 0, []
-
-    def on_store(self, event):
-        series = event.dataset.SeriesInstanceUID
-        with self._lock:
-            self._there[series] += 1
-            self.most_at_once = max(self.most_at_once, self._there.total())
-            self.came.append(series)
-            first = event.assoc not in self._begun and len(self._begun) < self._barrier.parties
-            self._begun.add(event.assoc)
-        if first:
-            self._barrier.wait(20)
-        time.sleep(0.002)
-        with self._lock:
-            self._there[series] -= 1
-        return 0x0000
-
-
-def run_wide(store, tmp_path, peer, associations, **sending):
-    settings = settings_for(tmp_path, ("pacs", "PACS", peer.port), **sending)
-    wide = settings.peer("pacs").model_copy(update={"associations": associations})
-    Sender(store, settings.model_copy(update={"peers": (wide,)}), clock=lambda: NOW).run_once(NOW)
-
-
-def test_two_deliveries_share_the_associations_of_their_destination(store, tmp_path):
-    jobs = [publish(store, tmp_path / f"{n}", count=32, number=n) for n in (1, 2, 3)]
-    guests = Guests(meet=3)
-
-    with pacs(guests.on_store) as peer:
-        run_wide(store, tmp_path, peer, 3)
-
-    assert guests.most_at_once == 3
-    assert len(set(guests.came[:3])) == 2 and len(guests.came) == 96
-    assert [store.jobs.get(job_id).state for job_id in jobs] == ["DELIVERED"] * 3
-
-
-@pytest.mark.parametrize(("associations", "limits"), [(1, {}), (4, {"max_associations": 1})])
-def test_one_delivery_follows_the_other_over_a_single_association(
-    store, tmp_path, associations, limits
-):
-    jobs = [publish(store, tmp_path / f"{n}", count=16, number=n) for n in (1, 2, 3)]
-    guests = Guests(meet=1)
-
-    with pacs(guests.on_store) as peer:
-        run_wide(store, tmp_path, peer, associations, **limits)
-
-    assert guests.most_at_once == 1
-    assert [len(list(run)) for _, run in groupby(guests.came)] == [16] * 3
-    assert [store.jobs.get(job_id).state for job_id in jobs] == ["DELIVERED"] * 3
-
-
-def test_where_the_store_fails_what_has_not_begun_stays_due(store, tmp_path, monkeypatch):
-    jobs = [publish(store, tmp_path / f"{n}", number=n) for n in range(1, 6)]
-    begun = []
-
-    def fail(task):
-        begun.append(task.job_id)
-        raise StoreUnavailable("the disk is full")
-
-    with pacs() as peer:
-        monkeypatch.setattr(store.deliveries, "begin", fail)
-        run_wide(store, tmp_path, peer, 4)
-        assert 1 <= len(begun) <= 2 and set(begun) <= set(jobs[:2])
-        assert {delivery(store, job_id)["attempts"] for job_id in jobs} == {0}
-        monkeypatch.undo()
-        run_wide(store, tmp_path, peer, 4)
-
-    assert [store.jobs.get(job_id).state for job_id in jobs] == ["DELIVERED"] * 5
 
 
 def test_every_destination_has_an_association_and_what_is_left_is_shared():
