@@ -141,7 +141,8 @@ class Sender:
         """Send what is due to one destination, then ask it for what it owes."""
         self._failing.add(destination)
         try:
-            well = all([self._attempt(task) for task in tasks])
+            # Stopped or switched off: what has not begun is not touched.
+            well = all([self._attempt(task) for task in tasks if self._may_send()])
             self._ask(destination)
         except NodeError as error:  # the rows are as they were, so everything stays due
             log.error("delivery.failed", destination=destination, reason=str(error))

@@ -256,30 +256,40 @@ class Recent(Generic[Out]):
     """An answer that all threads share for a while.
 
     One of them asks anew. The others have the old answer meanwhile, until it is twice as old as
-    it may be; then they wait.
+    it may be; then they wait, and have what is answered to that question, or its failure.
     """
 
     def __init__(self, ask: Callable[[], Out], seconds: float) -> None:
         self._ask = ask
         self._seconds = seconds
         self._answer: tuple[Out, float] | None = None  # and until when it is good
+        self._failure: tuple[Exception, float] | None = None  # and when it came
         self._turn = threading.Lock()
 
     def __call__(self) -> Out:
-        """Return an answer that is not older than so many seconds, or while one is asked twice."""
+        """Return the answer of so many seconds ago at most, of twice as many while one asks."""
         known, now = self._answer, time.monotonic()
         if known is None or now >= known[1] + self._seconds:
             self._turn.acquire()
         elif now < known[1] or not self._turn.acquire(blocking=False):
             return known[0]
         try:
+            if self._failure and self._failure[1] > now:  # of what we have waited for
+                raise self._failure[0]
             fresh = self._answer
-            if fresh is None or fresh is known:  # nobody has asked while we waited
-                until = time.monotonic() + self._seconds
-                fresh = self._answer = (self._ask(), until)
+            if fresh is None or fresh is known:
+                fresh = self._answer = self._asked()
             return fresh[0]
         finally:
             self._turn.release()
+
+    def _asked(self) -> tuple[Out, float]:
+        until = time.monotonic() + self._seconds
+        answers: list[Out] = []
+        if error := failure_of(lambda: answers.append(self._ask())):
+            self._failure = error, time.monotonic()
+            raise error
+        return answers[0], until
 
 
 class Thrifty(Generic[Out]):

@@ -105,7 +105,8 @@ def _thoroughly(file: BinaryIO) -> Head:
 class DataSet:
     """The data set of a file; each of its parts is written over when the next is asked for.
 
-    The parts raise OSError if the file cannot be read any further.
+    The parts raise OSError if the file cannot be read any further, or was changed meanwhile; then
+    the last one has not come.
     """
 
     size: int
@@ -115,7 +116,8 @@ class DataSet:
 class Reader:
     """Reads one file after the other, to be hashed and sent, in memory that is used again.
 
-    What is sent is what was hashed, and read once: unless the file is longer than the memory.
+    What is sent is what was hashed, and read once. A file that is longer than the memory is read
+    again and hashed again while it is sent.
     """
 
     def __init__(self) -> None:
@@ -146,13 +148,22 @@ class Reader:
             raise Unfit(Fault.ALTERED, "its SHA-256 differs")
         if size <= at:
             raise Unfit(Fault.NO_FILE, "it has no data set")
-        starts = range(at, size, PART_BYTES)
-        spans = ((start, min(PART_BYTES, size - start)) for start in starts)
-        if whole:
-            parts = (self._memory[start : start + count] for start, count in spans)
-        else:
-            parts = (self._fill(file, start, count) for start, count in spans)
+        parts = self._in_memory(at, size) if whole else self._again(file, at, size, sha256)
         return DataSet(size=size - at, parts=parts)
+
+    def _in_memory(self, at: int, size: int) -> Iterator[memoryview]:
+        for start in range(at, size, PART_BYTES):
+            yield self._memory[start : min(start + PART_BYTES, size)]
+
+    def _again(self, file: int, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
+        """Yield the parts of a long file; the last one only if nothing has changed."""
+        digest = hashlib.sha256(os.pread(file, at, 0))
+        for start in range(at, size, PART_BYTES):
+            part = self._fill(file, start, min(PART_BYTES, size - start))
+            digest.update(part)
+            if sha256 and start + len(part) == size and digest.hexdigest() != sha256:
+                raise OSError("the file was changed while it was sent")
+            yield part
 
     def _digest(self, file: int, size: int) -> str:
         """Return the SHA-256 of a file; it is in memory if it has room there."""

@@ -238,10 +238,14 @@ def send_side_by_side(
             errors.append(error)
 
     others = [threading.Thread(target=run, name="lane", daemon=True) for _ in range(lanes - 1)]
+    started = []
     for thread in others:
-        thread.start()
+        if failure_of(thread.start):  # the system starts no more threads: fewer lanes do it
+            agenda.leave()
+        else:
+            started.append(thread)
     run()
-    for thread in others:
+    for thread in started:
         thread.join()
     if errors:
         raise errors[0]

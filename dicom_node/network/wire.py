@@ -148,7 +148,7 @@ class Wire:
         Raises
         ------
         LimitExceeded
-            If the peer does not take it in time.
+            If the peer takes nothing for a while, and the time of a PDU is over.
         """
         deadline = time.monotonic() + self._limits.pdu_s
         while data := data[self._taken(partial(self._sock.send, data), deadline) :]:
@@ -160,7 +160,7 @@ class Wire:
         Raises
         ------
         LimitExceeded
-            If the peer does not take them, or so many as one call takes, in time.
+            As for `send`, of so many pieces as one call takes.
         """
         if not self.two_way:  # TLS encrypts one piece of memory after the other
             self.send(b"".join(pieces))

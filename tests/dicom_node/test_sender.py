@@ -335,6 +335,22 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
     assert store.jobs.get(job_id).state == "DERIVED"
 
 
+def test_stopped_between_two_deliveries_it_does_not_touch_the_next_one(
+    store, tmp_path, monkeypatch
+):
+    jobs = [publish(store, tmp_path / f"{n}", number=n) for n in (1, 2, 3)]
+    begun, begin = [], store.deliveries.begin
+    monkeypatch.setattr(
+        store.deliveries, "begin", lambda task: begun.append(task.job_id) or begin(task)
+    )
+    with pacs(lambda event: sender.stop(0.1) or 0x0000) as peer:
+        sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
+        sender.run_once(NOW)
+
+    assert begun == jobs[:1]
+    assert len(store.deliveries.due(LATER)) == 3
+
+
 def test_a_web_archive_whose_index_is_late_is_waited_for(store, tmp_path):
     job_id = publish(store, tmp_path / "a")
     rows = [

@@ -3,6 +3,8 @@
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,33 +171,69 @@ def test_a_recent_answer_is_not_asked_for_again():
     assert len(asked) == 3
 
 
-def test_while_one_asks_anew_the_others_have_the_old_answer():
-    asked, asking, may_answer = [], threading.Event(), threading.Event()
+class Question:
+    """Asked for the second time it is answered, or fails, when `may_answer` is set."""
 
-    def ask():
-        asked.append(1)
-        if len(asked) == 2:
-            asking.set()
-            may_answer.wait(20)
-        return len(asked)
+    def __init__(self, failure=None):
+        self.times, self._failure = 0, failure
+        self.asking, self.may_answer = threading.Event(), threading.Event()
 
-    recent = Recent(ask, 0.2)
-    assert recent() == 1
-    time.sleep(0.21)
-    who_asks = threading.Thread(target=recent)
-    who_asks.start()
-    asking.wait(20)
-    assert recent() == 1  # at once
+    def __call__(self):
+        self.times += 1
+        if self.times == 2:
+            self.asking.set()
+            self.may_answer.wait(20)
+            if self._failure:
+                raise self._failure
+        return self.times
 
-    found = []
-    time.sleep(0.2)  # the old answer is too old now, for everybody
-    who_waits = threading.Thread(target=lambda: found.append(recent()))
-    who_waits.start()
-    who_waits.join(0.2)
-    assert found == [] and len(asked) == 2
-    may_answer.set()
-    who_waits.join(20), who_asks.join(20)
-    assert found == [2] and len(asked) == 2
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("dicom_node.together.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_while_one_asks_anew_the_others_have_the_old_answer(clock):
+    question = Question()
+    recent = Recent(question, 10)
+    with ThreadPoolExecutor(2) as pool:
+        assert recent() == 1
+        clock.now = 10.0
+        who_asks = pool.submit(recent)
+        question.asking.wait(20)
+        clock.now = 19.9
+        assert recent() == 1
+        clock.now = 20.0  # the old answer is too old now, for everybody
+        who_waits = pool.submit(recent)
+        with pytest.raises(TimeoutError):
+            who_waits.result(0.2)
+        question.may_answer.set()
+        assert who_asks.result(20) == who_waits.result(20) == 2
+
+    assert question.times == 2
+
+
+def test_who_waited_for_an_answer_has_its_failure(clock):
+    question = Question(failure=ValueError("gone"))
+    recent = Recent(question, 10)
+    with ThreadPoolExecutor(3) as pool:
+        assert recent() == 1
+        clock.now = 20.0
+        waiting = [pool.submit(recent)]
+        question.asking.wait(20)
+        waiting += [pool.submit(recent) for _ in range(2)]
+        with pytest.raises(TimeoutError):
+            waiting[1].result(0.2)
+        clock.now = 50.0
+        question.may_answer.set()
+        for each in waiting:
+            with pytest.raises(ValueError, match="gone"):
+                each.result(20)
+
+    assert question.times == 2
+    assert recent() == 3  # who comes later asks again
 
 
 def test_who_cannot_ask_leaves_it_to_the_next():

@@ -138,3 +138,17 @@ def test_file_that_ends_while_it_is_sent_is_noticed(tmp_path):
         os.truncate(path, MEMORY_BYTES)
         with pytest.raises(OSError, match="ends before its end"):
             list(found.parts)
+
+
+def test_long_file_that_changes_while_it_is_sent_is_not_sent_to_its_end(tmp_path):
+    path, data = tmp_path / "one", os.urandom(MEMORY_BYTES + 5)
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        found = Reader().read(file.fileno(), 4, hashlib.sha256(data).hexdigest())
+        with path.open("r+b") as other:
+            other.write(b"another")
+        came = []
+        with pytest.raises(OSError, match="changed while it was sent"):
+            came += [bytes(part) for part in found.parts]
+
+    assert len(b"".join(came)) < found.size

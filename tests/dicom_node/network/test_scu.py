@@ -1,5 +1,6 @@
 """Sending to peers that answer well, badly, late or not at all."""
 
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from dicom_node.network import scu, transport
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.scu import Item, Terms, send, send_side_by_side
+from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict
 from tests.rigs import MR, destination, make_instance, pacs, write_instance, write_series
 
@@ -37,6 +39,25 @@ def test_every_instance_arrives_once_byte_by_byte(tmp_path, items):
 
     assert faults(outcomes) == [0x0000] * 4
     assert Counter(archive.received) == Counter(item.sop_uid for item in items)
+    for item in items:
+        [copy] = [path for path in archive.paths() if path.stem == item.sop_uid]
+        assert split_file(copy) == split_file(item.path)
+
+
+def test_instances_of_every_length_arrive_over_one_association(tmp_path):
+    """Within one part of what is sent at once, in several, and longer than the memory for it."""
+    items = []
+    for number, frames in enumerate((1, 200, 800, 1), 1):
+        dataset = make_instance(number, NumberOfFrames=frames)
+        dataset.PixelData = os.urandom(32 * 48 * 2 * frames)
+        path = write_instance(tmp_path, dataset)
+        uid = str(dataset.SOPInstanceUID)
+        items.append(Item(key=number, sop_uid=uid, path=path, sha256=sha256_of(path)))
+
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        outcomes = list(send(items, destination(archive.port, "ARCHIVE"), "SRNODE"))
+
+    assert faults(outcomes) == [0x0000] * 4
     for item in items:
         [copy] = [path for path in archive.paths() if path.stem == item.sop_uid]
         assert split_file(copy) == split_file(item.path)
@@ -287,6 +308,29 @@ def test_archive_that_takes_none_is_one_fault(tmp_path):
         peer = destination(probe.getsockname()[1])
         [outcome] = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
 
+    assert outcome.fault is Fault.UNREACHABLE
+
+
+class NoThread(threading.Thread):
+    """A lane whose thread the system does not start."""
+
+    def start(self):
+        if self.name == "lane":
+            raise RuntimeError("can't start new thread")
+        super().start()
+
+
+def test_where_no_thread_can_be_started_one_lane_does_it_all(tmp_path, monkeypatch):
+    items = write_series(tmp_path / "b", 40)
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    with pacs() as peer:
+        outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+    assert faults(outcomes) == [0x0000] * 40
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = destination(probe.getsockname()[1])
+        [outcome] = send_side_by_side(items, terms(nobody), 4, lambda outcome: None)
     assert outcome.fault is Fault.UNREACHABLE
 
 

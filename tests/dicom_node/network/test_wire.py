@@ -65,12 +65,13 @@ def test_silence_is_counted_from_the_last_byte(ends):
     assert IDLE_S <= time.monotonic() - since < 4 * IDLE_S
 
 
-def test_a_peer_that_does_not_read_is_not_waited_for_for_ever(ends):
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_peer_that_does_not_read_is_not_waited_for_for_ever(ends, pieces):
     wire = Wire(ends[1], Limits(pdu_s=0.4), IDLE_S)
     started = time.monotonic()
 
     with pytest.raises(LimitExceeded, match="it does not read what we send for 0.4 s"):
-        wire.send(bytes(2**26))
+        wire.send_pieces([bytes(2**20)] * 64) if pieces else wire.send(bytes(2**26))
 
     assert 0.4 <= time.monotonic() - started < 5
 
