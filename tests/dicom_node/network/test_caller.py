@@ -18,9 +18,9 @@ from dicom_node.network.connecting import AssociationFault, Timeouts, connect
 from dicom_node.network.dimse import VERIFICATION, echo_request, read_response, store_request
 from dicom_node.network.negotiation import Offer, acceptance, negotiate, read_request
 from dicom_node.network.pdus import RELEASE, RELEASED, abort_pdu, command_pdus
-from dicom_node.network.scu import echo, send
+from dicom_node.network.scu import Item, echo, send
 from dicom_node.retry import Fault
-from tests.rigs import MR, destination, write_series
+from tests.rigs import MR, destination, make_instance, write_instance, write_series
 
 HASTY = Timeouts(connect_s=5.0, association_s=2.0, reply_s=2.0)
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
@@ -50,7 +50,7 @@ def read_pdu(connection):
 
 def read_message(connection):
     """Return the command of the next message; its data set is read as well."""
-    command, kind = b"", 0
+    command, kind, whole = b"", 0, False
     while True:
         kind, body = read_pdu(connection)
         if kind != 4:
@@ -58,6 +58,9 @@ def read_message(connection):
         at = 0
         while at < len(body):
             length, number, control = struct.unpack_from(">LBB", body, at)
+            if whole and control & 1:
+                raise EOFError("a second command")
+            whole = whole or control & 3 == 3
             command += body[at + 6 : at + 4 + length] if control & 1 else b""
             at += 4 + length
         asked = dimse.read_command(command) if control & 2 else None
@@ -136,6 +139,19 @@ def respond(connection, *, longest=0, cut=None, **changed):
 def test_response_may_come_in_many_pdus(items):
     with bare(lambda connection: respond(connection, longest=8)) as archive:
         [outcome] = send(items, archive.peer, "SRNODE", timeouts=HASTY)
+
+    assert outcome.fault == 0x0000
+    assert archive.endings == ["released"]
+
+
+def test_command_of_a_long_instance_goes_before_it_once(tmp_path):
+    dataset = make_instance(1, NumberOfFrames=200)
+    dataset.PixelData = bytes(32 * 48 * 2 * 200)
+    path = write_instance(tmp_path, dataset)
+    item = Item(key=1, sop_uid=str(dataset.SOPInstanceUID), path=path)
+
+    with bare(respond) as archive:
+        [outcome] = send([item], archive.peer, "SRNODE", timeouts=HASTY, resumes=0)
 
     assert outcome.fault == 0x0000
     assert archive.endings == ["released"]
