@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ AHEAD_BYTES = 2048  # file meta information is some hundred bytes
 META_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
 NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 LONG = (b"OB", b"UN")  # of what may stand in group 0002 (PS3.10 Table 7.1-1)
-MEMORY_BYTES = 2**20
+MEMORY_BYTES = 2**20  # of a file, for each association
 PART_BYTES = 2**18  # of a data set, sent at once
 SOP_CLASS, SOP_UID, TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
 
@@ -123,7 +124,7 @@ class Reader:
     def __init__(self) -> None:
         self._memory = memoryview(bytearray(MEMORY_BYTES))
 
-    def read(self, file: int, at: int, sha256: str | None) -> DataSet:
+    def read(self, file: FileIO, at: int, sha256: str | None) -> DataSet:
         """Return the data set of an open file, which stands from `at` on.
 
         It is good while the file is open and no other one is read.
@@ -140,24 +141,24 @@ class Reader:
         OSError
             If it cannot be read.
         """
-        size = os.fstat(file).st_size
-        whole = size <= len(self._memory)
-        if whole:
-            self._fill(file, 0, size)
-        if sha256 and self._digest(file, size) != sha256:
+        size = os.fstat(file.fileno()).st_size
+        if size <= len(self._memory):
+            whole = self._fill(file, 0, size)
+            parts = _cut(whole[at:])
+            digest = hashlib.sha256(whole)
+        else:
+            file.seek(0)
+            parts = self._again(file, at, size, sha256)
+            digest = hashlib.file_digest(file, "sha256")
+        if sha256 and digest.hexdigest() != sha256:
             raise Unfit(Fault.ALTERED, "its SHA-256 differs")
         if size <= at:
             raise Unfit(Fault.NO_FILE, "it has no data set")
-        parts = self._in_memory(at, size) if whole else self._again(file, at, size, sha256)
         return DataSet(size=size - at, parts=parts)
 
-    def _in_memory(self, at: int, size: int) -> Iterator[memoryview]:
-        for start in range(at, size, PART_BYTES):
-            yield self._memory[start : min(start + PART_BYTES, size)]
-
-    def _again(self, file: int, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
+    def _again(self, file: FileIO, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
         """Yield the parts of a long file; the last one only if nothing has changed."""
-        digest = hashlib.sha256(os.pread(file, at, 0))
+        digest = hashlib.sha256(os.pread(file.fileno(), at, 0))
         for start in range(at, size, PART_BYTES):
             part = self._fill(file, start, min(PART_BYTES, size - start))
             digest.update(part)
@@ -165,17 +166,14 @@ class Reader:
                 raise OSError("the file was changed while it was sent")
             yield part
 
-    def _digest(self, file: int, size: int) -> str:
-        """Return the SHA-256 of a file; it is in memory if it has room there."""
-        if size <= len(self._memory):
-            return hashlib.sha256(self._memory[:size]).hexdigest()
-        digest = hashlib.sha256()
-        for start in range(0, size, len(self._memory)):
-            digest.update(self._fill(file, start, min(len(self._memory), size - start)))
-        return digest.hexdigest()
-
-    def _fill(self, file: int, start: int, count: int) -> memoryview:
+    def _fill(self, file: FileIO, start: int, count: int) -> memoryview:
         """Return so many bytes of a file, from `start` on."""
-        if os.preadv(file, [self._memory[:count]], start) != count:
-            raise OSError("the file ends before its end")
+        if os.preadv(file.fileno(), [self._memory[:count]], start) != count:
+            raise OSError("the file became shorter while it was read")
         return self._memory[:count]
+
+
+def _cut(data_set: memoryview) -> Iterator[memoryview]:
+    """Yield the parts of a data set that is in memory."""
+    for start in range(0, len(data_set), PART_BYTES):
+        yield data_set[start : start + PART_BYTES]

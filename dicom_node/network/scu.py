@@ -302,8 +302,8 @@ def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
     asked = agenda.contexts()
     if not asked:  # another lane has just taken the last instance
         return True
-    reader = Reader()
     with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
+        reader = Reader()
         while terms.proceed() and (each := agenda.take(set(asked))):
             try:
                 yield _store(association, reader, each)
@@ -329,7 +329,7 @@ def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
         return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
         with item.path.open("rb", buffering=0) as file:
-            data_set = reader.read(file.fileno(), each.at, item.sha256)
+            data_set = reader.read(file, each.at, item.sha256)
             response = association.store(each.context, item.sop_uid, data_set)
     except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
