@@ -24,7 +24,7 @@ from typing import TextIO
 from benchmarks.instances import Scanner, write
 from dicom_node.network import scu
 from dicom_node.network.connecting import Timeouts
-from dicom_node.network.scu import Item
+from dicom_node.network.parcels import Item
 from dicom_node.pixel_files import sha256_of
 from dicom_node.settings import PeerSettings
 from tests.integration.partners import (

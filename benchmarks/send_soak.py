@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.instances import Instance, Scanner, write
 from benchmarks.send import at_once, busy_cores, storescp, with_storescu
 from dicom_node import telemetry
-from dicom_node.network.scu import Item
+from dicom_node.network.parcels import Item
 from dicom_node.pixel_files import sha256_of
 from dicom_node.sender import Sender
 from dicom_node.settings import PeerSettings

@@ -34,7 +34,8 @@ from benchmarks.instances import Instance, Scanner, write
 from benchmarks.receivers import NodeReceiver
 from benchmarks.send import storescp
 from dicom_node import telemetry
-from dicom_node.network.scu import Item, echo, send
+from dicom_node.network.parcels import Item
+from dicom_node.network.scu import echo, send
 from dicom_node.settings import PeerSettings
 from dicom_node.store import open_store
 from tests.integration.partners import ENVIRONMENT, find_program, storescu

@@ -29,11 +29,18 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "close": (ctypes.c_int,),
     "flock": (ctypes.c_int, ctypes.c_int),
     "open": (ctypes.c_char_p, ctypes.c_int),
+    "preadv2": (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_int),
     "recv": (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
     "send": (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),
 }
 SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-OF_BYTES = ("recv", "send")  # what counts bytes
+OF_BYTES = ("preadv2", "recv", "send")  # what counts bytes
+
+
+class _Piece(ctypes.Structure):
+    """Memory to read to: struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 def _load() -> ctypes.PyDLL | None:
@@ -130,6 +137,36 @@ def unlock(descriptor: int) -> None:
         _library.flock(descriptor, fcntl.LOCK_UN)
     else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def read(descriptor: int, target: memoryview, start: int) -> int:
+    """Return how many bytes of an open file, from `start` on, are in `target`.
+
+    As many as there are, or as it has room for. Other threads run while they come from the disk,
+    not while they are copied from memory.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    got = 0
+    while got < len(target):
+        more = _read_from_memory(descriptor, target[got:], start + got)
+        if more < 0:
+            more = os.preadv(descriptor, [target[got:]], start + got)
+        if not more:
+            break
+        got += more
+    return got
+
+
+def _read_from_memory(descriptor: int, target: memoryview, start: int) -> int:
+    """Return how many bytes could be read at once; 0 at the end of the file, -1: try it slowly."""
+    if not _library:
+        return -1
+    piece = _Piece(ctypes.addressof(NO_BYTES.from_buffer(target)), len(target))
+    return int(_library.preadv2(descriptor, ctypes.byref(piece), 1, start, os.RWF_NOWAIT))
 
 
 def receive(sock: socket.socket, target: memoryview) -> int:

@@ -9,9 +9,13 @@ Where a destination is configured with storage commitment, it is then asked for 
 
 import random
 import threading
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from dicom_node import telemetry
 from dicom_node.edges import failure_of
@@ -27,12 +31,14 @@ from dicom_node.network.commitment import (
     new_uid,
 )
 from dicom_node.network.connecting import AssociationFault, Timeouts
+from dicom_node.network.parcels import Item, Outcome, Parcel
 from dicom_node.network.presence import instances_at
 from dicom_node.network.tls import credentials
 from dicom_node.retry import Fault, Verdict, backoff_s, classify, describe
 from dicom_node.sending import SWITCH, may_look, may_send, warned
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.store import DeliveryTask, Outstanding, Report, Store
+from dicom_node.store.deliveries import Said
 from dicom_node.together import Behind, Recent
 
 FAILURES = (Verdict.TRANSIENT, Verdict.PERMANENT)
@@ -41,6 +47,7 @@ ALREADY_THERE = 0x0111  # status: duplicate SOP instance
 MOST_AHEAD = 64  # instances of an association that were answered and are not on record yet
 RECORD_S = 0.05  # statuses are gathered for so long
 WANTED_S = 0.05  # until the database is asked again whether an instance may go
+TOGETHER_S = 10.0  # for which deliveries begin over the same associations
 
 log = telemetry.get_logger()
 
@@ -48,6 +55,15 @@ log = telemetry.get_logger()
 def utc_now() -> datetime:
     """Return the present instant."""
     return datetime.now(UTC)
+
+
+def meant(task: DeliveryTask, outcome: Outcome) -> Outcome:
+    """Return the outcome; of a corrected original the peer has the older version."""
+    if outcome.fault == ALREADY_THERE:
+        corrected = {each.derived_instance_id for each in task.instances if each.corrected}
+        if outcome.item.key in corrected:
+            return replace(outcome, fault=Fault.OLDER_VERSION)
+    return outcome
 
 
 class Sender:
@@ -141,8 +157,7 @@ class Sender:
         """Send what is due to one destination, then ask it for what it owes."""
         self._failing.add(destination)
         try:
-            # Stopped or switched off: what has not begun is not touched.
-            well = all([self._attempt(task) for task in tasks if self._may_send()])
+            well = self._send_all(destination, deque(tasks))
             self._ask(destination)
         except NodeError as error:  # the rows are as they were, so everything stays due
             log.error("delivery.failed", destination=destination, reason=str(error))
@@ -150,9 +165,25 @@ class Sender:
         if well:
             self._failing.discard(destination)
 
-    def _attempt(self, task: DeliveryTask) -> bool:
-        """Send one delivery; return False where something broke that nobody foresaw."""
-        error = failure_of(lambda: self._deliver(task))
+    def _send_all(self, destination: str, queue: deque[DeliveryTask]) -> bool:
+        """Send the deliveries of a queue; return False where something broke that nobody foresaw.
+
+        Stopped or switched off: what has not begun is not touched.
+        """
+        well = True
+        while queue and self._may_send():
+            try:
+                peer = self._settings.peer(destination)
+            except UnknownPeer as error:
+                self._finish(queue.popleft(), Verdict.PERMANENT, f"{error}.")
+                continue
+            some = self._send_one_by_web if peer.is_web else self._send_some
+            well = some(queue, peer) and well
+        return well
+
+    def _foreseen(self, task: DeliveryTask, action: Callable[[], object]) -> bool:
+        """Do something for a delivery; return False where something broke that nobody foresaw."""
+        error = failure_of(action)
         if isinstance(error, NodeError):
             raise error
         if error:  # the others behind it are sent all the same
@@ -161,16 +192,87 @@ class Sender:
             self._try_again(task, f"Internal failure ({type(error).__name__}), see the log.")
         return error is None
 
-    def _deliver(self, task: DeliveryTask) -> None:
-        """Send one delivery and record how it went."""
-        try:
-            peer = self._settings.peer(task.destination)
-        except UnknownPeer as error:
-            self._finish(task, Verdict.PERMANENT, f"{error}.")
-            return
+    def _send_some(self, queue: deque[DeliveryTask], peer: PeerSettings) -> bool:
+        """Send the first deliveries of a queue over the same associations, as `_send_all` does."""
+        terms = scu.Terms(
+            peer=peer,
+            calling_ae=self._settings.node.ae_title,
+            timeouts=self._limits(),
+            # Who can be queried is queried before anything goes out a second time.
+            resumes=0 if peer.query else scu.RESUMES,
+        )
+        tasks: dict[Parcel, DeliveryTask] = {}
+        well = True
+
+        def begin(task: DeliveryTask) -> None:
+            task = self._begun(task, peer)
+            tasks[self._parcel(task, peer, records)] = task
+
+        def parcels() -> Iterator[Parcel]:
+            nonlocal well
+            for task in self._first_of(queue, peer):
+                if self._foreseen(task, partial(begin, task)):
+                    yield next(reversed(tasks))  # which was just begun
+                else:
+                    well = False
+
+        with (
+            self._lanes.open(peer.associations) as associations,
+            Behind(self._store.deliveries.record_all, MOST_AHEAD, RECORD_S) as records,
+            closing(scu.send_parcels(parcels(), terms, associations)) as sent,
+        ):
+            for parcel in sent:
+                task = tasks.pop(parcel)
+                end = partial(self._end, task, peer, parcel, records)
+                well &= self._foreseen(task, end)
+        return well
+
+    def _first_of(self, queue: deque[DeliveryTask], peer: PeerSettings) -> Iterator[DeliveryTask]:
+        """Yield deliveries off the queue that may follow each other over the same associations.
+
+        Not for ever: a lane that the peer refused once may be had again. And none that the peer is
+        queried for, which takes as long as it takes, behind another one.
+        """
+        until = time.monotonic() + TOGETHER_S
+        while queue and self._may_send():
+            yield queue.popleft()
+            if queue and (may_look(queue[0], peer) or time.monotonic() > until):
+                break
+
+    def _begun(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
+        """Return what is left of a delivery, which is on record as under way."""
         task = self._without_present(task, peer) if may_look(task, peer) else task
         self._store.deliveries.begin(task)
-        outcomes = self._send(task, peer)
+        return task
+
+    def _parcel(self, task: DeliveryTask, peer: PeerSettings, records: Behind[Said]) -> Parcel:
+        """Return a delivery as what is sent; `records` puts down what becomes of it."""
+        items = [
+            Item(
+                key=each.derived_instance_id,
+                sop_uid=each.sop_uid,
+                path=each.path,
+                sha256=each.sha256,
+            )
+            for each in task.instances
+        ]
+
+        def note(outcome: Outcome) -> None:
+            outcome = meant(task, outcome)
+            records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
+            self._log_outcome(task, peer, outcome)
+
+        proceed = Recent(lambda: self._may_go_on(task), WANTED_S)
+        return Parcel(items=items, note=note, proceed=proceed)
+
+    def _end(
+        self, task: DeliveryTask, peer: PeerSettings, parcel: Parcel, records: Behind[Said]
+    ) -> None:
+        """Record how a delivery went, once all its outcomes are on record."""
+        if parcel.error:
+            raise parcel.error
+        records.settle()
+        outcomes = [meant(task, outcome) for outcome in parcel.outcomes]
         failed = [outcome for outcome in outcomes if outcome.verdict in FAILURES]
         if failed:
             self._finish_failed(task, peer, failed)
@@ -182,72 +284,27 @@ class Sender:
         else:  # stopped, switched off or superseded: no attempt, the rest stays due
             log.info("delivery.paused", delivery=task.delivery_id, destination=peer.name)
 
-    def _send(self, task: DeliveryTask, peer: PeerSettings) -> list[scu.Outcome]:
-        """Return the outcomes; all of them are on record."""
-        items = [
-            scu.Item(
-                key=each.derived_instance_id,
-                sop_uid=each.sop_uid,
-                path=each.path,
-                sha256=each.sha256,
-            )
-            for each in task.instances
-        ]
+    def _send_one_by_web(self, queue: deque[DeliveryTask], peer: PeerSettings) -> bool:
+        """Send the first delivery of a queue to a DICOMweb server, as `_send_all` does."""
+        task = queue.popleft()
+        return self._foreseen(task, lambda: self._store_by_web(task, peer))
+
+    def _store_by_web(self, task: DeliveryTask, peer: PeerSettings) -> None:
+        task = self._begun(task, peer)
         with Behind(self._store.deliveries.record_all, MOST_AHEAD, RECORD_S) as records:
-            corrected = {each.derived_instance_id for each in task.instances if each.corrected}
+            parcel = self._parcel(task, peer, records)
+            for outcome in stow.send(
+                parcel.items,
+                peer,
+                timeouts=self._limits(),
+                proceed=parcel.proceed,
+                there=lambda: self._there(task, peer),
+            ):
+                parcel.note(outcome)
+                parcel.outcomes.append(outcome)
+            self._end(task, peer, parcel, records)
 
-            def meant(outcome: scu.Outcome) -> scu.Outcome:
-                """Return the outcome; of a corrected original the peer has the older version."""
-                if outcome.fault == ALREADY_THERE and outcome.item.key in corrected:
-                    return replace(outcome, fault=Fault.OLDER_VERSION)
-                return outcome
-
-            def note(outcome: scu.Outcome) -> None:
-                outcome = meant(outcome)
-                records.do((task.delivery_id, outcome.item.key, outcome.fault, self._clock()))
-                self._log_outcome(task, peer, outcome)
-
-            way = self._store_by_web if peer.is_web else self._store_by_dimse
-            return [meant(outcome) for outcome in way(items, task, peer, note)]
-
-    def _store_by_dimse(
-        self,
-        items: Sequence[scu.Item],
-        task: DeliveryTask,
-        peer: PeerSettings,
-        note: Callable[[scu.Outcome], None],
-    ) -> list[scu.Outcome]:
-        terms = scu.Terms(
-            peer=peer,
-            calling_ae=self._settings.node.ae_title,
-            timeouts=self._limits(),
-            proceed=Recent(lambda: self._may_go_on(task), WANTED_S),
-            # Who can be queried is queried before anything goes out a second time.
-            resumes=0 if peer.query else scu.RESUMES,
-        )
-        with self._lanes.open(peer.associations) as associations:
-            return scu.send_side_by_side(items, terms, associations, note)
-
-    def _store_by_web(
-        self,
-        items: Sequence[scu.Item],
-        task: DeliveryTask,
-        peer: PeerSettings,
-        note: Callable[[scu.Outcome], None],
-    ) -> list[scu.Outcome]:
-        outcomes = []
-        for outcome in stow.send(
-            items,
-            peer,
-            timeouts=self._limits(),
-            proceed=Recent(lambda: self._may_go_on(task), WANTED_S),
-            there=lambda: self._there(task, peer),
-        ):
-            note(outcome)
-            outcomes.append(outcome)
-        return outcomes
-
-    def _log_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: scu.Outcome) -> None:
+    def _log_outcome(self, task: DeliveryTask, peer: PeerSettings, outcome: Outcome) -> None:
         if outcome.verdict is not Verdict.SENT:
             log.warning(
                 "delivery.instance",
@@ -372,7 +429,7 @@ class Sender:
         return wanted and bool(self._settings.sending.enabled if switch is None else switch)
 
     def _finish_failed(
-        self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[scu.Outcome]
+        self, task: DeliveryTask, peer: PeerSettings, failed: Sequence[Outcome]
     ) -> None:
         final = [outcome for outcome in failed if outcome.verdict is Verdict.PERMANENT]
         reason = scu.sentence(peer, (final or failed)[0], len(failed))

@@ -196,6 +196,8 @@ class Behind(Generic[In]):
         self._ahead = ahead
         self._linger_s = linger_s
         self._waiting: list[tuple[int, In]] = []  # with the thread that each belongs to
+        self._taken = self._done = 0  # of all that came
+        self._wanted = 0  # how many must be done soon: somebody waits
         self._open: Counter[int] = Counter()  # by thread: waiting, or under way
         self._failure: Exception | None = None
         self._closed = False
@@ -210,9 +212,19 @@ class Behind(Generic[In]):
             if self._failure:
                 raise self._failure
             self._open[mine] += 1
+            self._taken += 1
             self._waiting.append((mine, item))
             if len(self._waiting) == 1 or self._urgent():
                 self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Return when all that has been taken until now is done; raise the first failure."""
+        with self._changed:
+            taken = self._wanted = self._taken
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._failure or self._done >= taken)
+            if self._failure:
+                raise self._failure
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -235,6 +247,7 @@ class Behind(Generic[In]):
             finally:  # whatever happens, nobody waits for ever
                 with self._changed:
                     self._open.subtract(thread for thread, _ in batch)
+                    self._done += len(batch)
                     self._failure = next((each for each in outcomes if each), self._failure)
                     self._changed.notify_all()
 
@@ -249,7 +262,8 @@ class Behind(Generic[In]):
     def _urgent(self) -> bool:
         """Return whether somebody waits, or there is enough to do at once."""
         ahead = max(self._open.values(), default=0)
-        return self._closed or len(self._waiting) >= MOST or ahead >= self._ahead
+        awaited = self._wanted > self._done
+        return self._closed or awaited or len(self._waiting) >= MOST or ahead >= self._ahead
 
 
 class Recent(Generic[Out]):

@@ -21,8 +21,8 @@ from pynetdicom.sop_class import Verification
 from dicom_node.content import split_file
 from dicom_node.intake import Incoming
 from dicom_node.network import transport
+from dicom_node.network.parcels import Item
 from dicom_node.network.scp import NodeScp
-from dicom_node.network.scu import Item
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings, make_settings
 from dicom_node.store import Store, open_store

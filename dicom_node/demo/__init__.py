@@ -25,6 +25,7 @@ from dicom_node.demo.picture import DIFFERENCE_SHARE, Pair, draw
 from dicom_node.errors import NodeError
 from dicom_node.network import scu
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.parcels import Item
 from dicom_node.retry import describe
 from dicom_node.settings import PeerSettings, Settings
 from dicom_node.states import FINAL, JobState
@@ -239,7 +240,7 @@ def transmit(paths: Sequence[Path], port: int, say: Say) -> None:
             sop_uid = str(read_file_meta_info(path).MediaStorageSOPInstanceUID)
         except (InvalidDicomError, AttributeError, OSError) as error:
             raise DemoFailed(f"{path} is no DICOM file") from error
-        items.append(scu.Item(key=number, sop_uid=sop_uid, path=path))
+        items.append(Item(key=number, sop_uid=sop_uid, path=path))
     node = PeerSettings(
         name="node", ae_title=Settings().node.ae_title, host=HOST, port=port, roles=("destination",)
     )

@@ -61,7 +61,7 @@ class Unexpected(ValueError):
 class Association:
     """An association that a peer has accepted; use it as a context manager.
 
-    At its end it is released, unless it was aborted.
+    At its end it is released, unless it was aborted, or must be: something failed inside a PDU.
     """
 
     def __init__(self, sock: socket.socket, wire: Wire, acceptance: Acceptance, limit_s: Timeouts):
@@ -142,7 +142,11 @@ class Association:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._ended:
+        if self._ended:
+            return
+        if self._inside:
+            self.abort()
+        else:
             self.release()
 
     @contextmanager

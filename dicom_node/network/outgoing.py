@@ -4,11 +4,11 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
+from dicom_node import brief_calls
 from dicom_node.bombs import read_meta
 from dicom_node.content import PARSE_ERRORS
 from dicom_node.retry import Fault
@@ -41,6 +41,19 @@ class Head:
     at: int
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Yield the descriptor of a file that is to be read; raise OSError.
+
+    Not Python's own file, whose opening and closing let go of the interpreter four times.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        brief_calls.close(descriptor)
+
+
 def read_head(path: Path) -> Head:
     """Return what the file of an instance says of itself.
 
@@ -50,9 +63,10 @@ def read_head(path: Path) -> Head:
         If there is no such file, or no DICOM instance in it.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            ahead = file.read(AHEAD_BYTES)
-            return _quickly(ahead) or _thoroughly(file)
+        with opened(path) as file:
+            ahead = bytearray(AHEAD_BYTES)
+            count = brief_calls.read(file, memoryview(ahead), 0)
+            return _quickly(bytes(ahead[:count])) or _thoroughly(file)
     except PARSE_ERRORS as error:
         raise Unfit(file_fault(error), str(error)) from error
 
@@ -91,15 +105,15 @@ def _quickly(ahead: bytes) -> Head | None:
     )
 
 
-def _thoroughly(file: BinaryIO) -> Head:
-    file.seek(0)
-    meta = read_meta(file)
-    return Head(
-        sop_class=str(meta.MediaStorageSOPClassUID),
-        sop_uid=str(meta.MediaStorageSOPInstanceUID),
-        transfer_syntax=str(meta.TransferSyntaxUID),
-        at=file.tell(),
-    )
+def _thoroughly(descriptor: int) -> Head:
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        meta = read_meta(file)
+        return Head(
+            sop_class=str(meta.MediaStorageSOPClassUID),
+            sop_uid=str(meta.MediaStorageSOPInstanceUID),
+            transfer_syntax=str(meta.TransferSyntaxUID),
+            at=file.tell(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +138,15 @@ class Reader:
     def __init__(self) -> None:
         self._memory = memoryview(bytearray(MEMORY_BYTES))
 
-    def read(self, file: FileIO, at: int, sha256: str | None) -> DataSet:
+    def read(self, file: int, at: int, sha256: str | None) -> DataSet:
         """Return the data set of an open file, which stands from `at` on.
 
         It is good while the file is open and no other one is read.
 
         Parameters
         ----------
+        file
+            Its descriptor.
         sha256
             What the whole file must have; None: whatever it is.
 
@@ -141,24 +157,27 @@ class Reader:
         OSError
             If it cannot be read.
         """
-        size = os.fstat(file.fileno()).st_size
+        size = brief_calls.read(file, self._memory, 0)
+        if size == len(self._memory):  # or more
+            size = os.fstat(file).st_size
         if size <= len(self._memory):
-            whole = self._fill(file, 0, size)
+            whole = self._memory[:size]
             parts = _cut(whole[at:])
             digest = hashlib.sha256(whole)
         else:
-            file.seek(0)
             parts = self._again(file, at, size, sha256)
-            digest = hashlib.file_digest(file, "sha256")
+            with open(file, "rb", buffering=0, closefd=False) as long:
+                long.seek(0)
+                digest = hashlib.file_digest(long, "sha256")
         if sha256 and digest.hexdigest() != sha256:
             raise Unfit(Fault.ALTERED, "its SHA-256 differs")
         if size <= at:
             raise Unfit(Fault.NO_FILE, "it has no data set")
         return DataSet(size=size - at, parts=parts)
 
-    def _again(self, file: FileIO, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
+    def _again(self, file: int, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
         """Yield the parts of a long file; the last one only if nothing has changed."""
-        digest = hashlib.sha256(os.pread(file.fileno(), at, 0))
+        digest = hashlib.sha256(os.pread(file, at, 0))
         for start in range(at, size, PART_BYTES):
             part = self._fill(file, start, min(PART_BYTES, size - start))
             digest.update(part)
@@ -166,9 +185,9 @@ class Reader:
                 raise OSError("the file was changed while it was sent")
             yield part
 
-    def _fill(self, file: FileIO, start: int, count: int) -> memoryview:
+    def _fill(self, file: int, start: int, count: int) -> memoryview:
         """Return so many bytes of a file, from `start` on."""
-        if os.preadv(file.fileno(), [self._memory[:count]], start) != count:
+        if brief_calls.read(file, self._memory[:count], start) != count:
             raise OSError("the file became shorter while it was read")
         return self._memory[:count]
 

@@ -1,59 +1,26 @@
 """Sending: C-STORE with a status for every single instance, and C-ECHO."""
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_node.edges import failure_of
+from dicom_node.network.agenda import Agenda
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
-from dicom_node.network.negotiation import MOST_CONTEXTS
-from dicom_node.network.outgoing import Reader, Unfit, file_fault, read_head
+from dicom_node.network.outgoing import Reader, Unfit, file_fault, opened
+from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, sort_out
 from dicom_node.network.requesting import Context
-from dicom_node.retry import Fault, Verdict, classify, describe
+from dicom_node.retry import Fault, describe
 from dicom_node.settings import PeerSettings
 
 RESUMES = 3
 WORTH_AN_ASSOCIATION = 8  # instances; for fewer it takes longer to ask for one than to wait
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One instance to send; `key` is the caller's."""
-
-    key: int
-    sop_uid: str
-    path: Path
-    sha256: str | None = None  # what the file must have; None: whatever it is
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one item: a DIMSE status, or why there is none."""
-
-    item: Item
-    fault: int | Fault
-    comment: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the sender does about it."""
-        return classify(self.fault).verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sendable:
-    """An item with what an association must be asked for; its data set stands from `at` on."""
-
-    item: Item
-    context: Context
-    at: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +29,6 @@ class Terms:
 
     Parameters
     ----------
-    proceed
-        Asked before every instance; False ends the sending there.
     resumes
         How often an instance may break its association and be sent again over a fresh one.
     """
@@ -71,7 +36,6 @@ class Terms:
     peer: PeerSettings
     calling_ae: str
     timeouts: Timeouts = USUAL
-    proceed: Callable[[], bool] = lambda: True
     resumes: int = RESUMES
 
 
@@ -83,56 +47,6 @@ def sentence(peer: PeerSettings, outcome: Outcome, failures: int) -> str:
     return (
         f"{peer.address}: {describe(fault)}{comment} for SOP instance {outcome.item.sop_uid}{more}."
     )
-
-
-class Agenda:
-    """What waits to be sent; several associations take from it, each instance is with one."""
-
-    def __init__(self, waiting: Sequence[Sendable], lanes: int) -> None:
-        self._waiting = list(waiting)
-        self._lanes = lanes  # that have not ended
-        self._breaks: Counter[int] = Counter()
-        self._lock = threading.Lock()
-
-    @property
-    def waiting(self) -> bool:
-        """Return whether there is something to take."""
-        return bool(self._waiting)
-
-    def contexts(self) -> list[Context]:
-        """Return what an association must be asked for, as far as one can be."""
-        with self._lock:
-            return list(dict.fromkeys(each.context for each in self._waiting))[:MOST_CONTEXTS]
-
-    def take(self, contexts: set[Context]) -> Sendable | None:
-        """Return the next instance that an association with these contexts can send."""
-        with self._lock:
-            for place, each in enumerate(self._waiting):
-                if each.context in contexts:
-                    return self._waiting.pop(place)
-        return None
-
-    def put_back(self, each: Sendable, resumes: int) -> bool:
-        """Let an instance whose association broke be the next; False where it has broken enough."""
-        with self._lock:
-            self._breaks[each.item.key] += 1
-            again = self._breaks[each.item.key] <= resumes
-            if again:
-                self._waiting.insert(0, each)
-            return again
-
-    def close(self) -> Item | None:
-        """Let no lane take anything more; return what would have been next."""
-        with self._lock:
-            first = self._waiting[0].item if self._waiting else None
-            self._waiting.clear()
-        return first
-
-    def leave(self) -> bool:
-        """End one lane; return whether it was the last."""
-        with self._lock:
-            self._lanes -= 1
-            return not self._lanes
 
 
 class Lanes:
@@ -193,126 +107,184 @@ def send(
         peer=peer,
         calling_ae=calling_ae,
         timeouts=timeouts,
-        proceed=proceed,
         resumes=RESUMES if resumes is None else resumes,
     )
-    waiting, outcomes = sort_out(items)
+    parcel = Parcel(items=items, proceed=proceed)
+    waiting, outcomes = sort_out(parcel)
     yield from outcomes
-    yield from lane(Agenda(waiting, lanes=1), terms)
+    agenda = Agenda()
+    agenda.add(parcel, waiting)
+    agenda.close()
+    agenda.join()
+    for each, outcome in Lane(agenda, terms).outcomes():
+        yield outcome
+        agenda.settle(each, outcome)
+    if parcel.error:
+        raise parcel.error
 
 
-def send_side_by_side(
-    items: Sequence[Item], terms: Terms, associations: int, note: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """Return what became of each instance that was tried; several associations share them.
+def send_parcels(
+    parcels: Iterable[Parcel], terms: Terms, associations: int
+) -> Generator[Parcel, None, None]:
+    """Yield each parcel when it has come to its end; several associations share all of them.
+
+    The next parcels are asked for while the last ones are on their way, so that the associations
+    stay open and have something to do. A parcel has come to its end when each of its instances has
+    an outcome, or when it was withdrawn: its `proceed` said no, or it failed.
 
     A lane is one association after the other, as in `send`. One that cannot have an association
-    leaves its share to the others; only the last to end so makes that the outcome of an instance.
-    One that ends with an instance that has broken too many leaves its share to them, too.
+    leaves its share to the others; only the last to end so makes that the outcome of an instance,
+    and its parcel fails. One that ends with an instance that has broken too many leaves its share
+    to them, too; the last one withdraws the parcel of that instance. The parcels behind it are sent
+    over fresh lanes.
 
-    Parameters
-    ----------
-    note
-        Called with each outcome, in the thread of its lane, before the lane goes on.
-
-    Raises
-    ------
-    Exception
-        What `note` or `proceed` raised, in whatever lane; nothing more is sent then.
+    What `note` or `proceed` of a parcel raised is its `error`, and nothing more of it is sent. If
+    this generator is closed, or `parcels` raises something, the instances under way are finished
+    and nothing more is sent.
     """
-    waiting, outcomes = sort_out(items)
-    for outcome in outcomes:
-        note(outcome)
-    lanes = max(1, min(associations, len(waiting) // WORTH_AN_ASSOCIATION))
-    agenda = Agenda(waiting, lanes)
-    errors: list[Exception] = []
-
-    def send_some() -> None:
-        for outcome in lane(agenda, terms):
-            note(outcome)
-            outcomes.append(outcome)
-
-    def run() -> None:
-        if error := failure_of(send_some):  # raised below, when all lanes have ended
-            agenda.close()
-            errors.append(error)
-
-    others = [threading.Thread(target=run, name="lane", daemon=True) for _ in range(lanes - 1)]
-    started = []
-    for thread in others:
-        if failure_of(thread.start):  # the system starts no more threads: fewer lanes do it
-            agenda.leave()
-        else:
-            started.append(thread)
-    run()
-    for thread in started:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return outcomes
-
-
-def sort_out(items: Sequence[Item]) -> tuple[list[Sendable], list[Outcome]]:
-    """Return what can be sent, and the outcomes of what cannot, because of its file."""
-    waiting, outcomes = [], []
-    for item in items:
-        found = sendable(item)
-        if isinstance(found, Sendable):
-            waiting.append(found)
-        else:
-            outcomes.append(found)
-    return waiting, outcomes
-
-
-def sendable(item: Item) -> Sendable | Outcome:
-    """Return the item with what must be asked for, or why its file cannot be sent."""
+    agenda, source = Agenda(), iter(parcels)
+    crew = Crew(agenda, terms, associations)
     try:
-        head = read_head(item.path)
-    except Unfit as error:
-        return Outcome(item=item, fault=error.fault, comment=str(error))
-    if head.sop_uid != item.sop_uid:
-        comment = f"the file holds {head.sop_uid}"
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
-    return Sendable(item=item, context=(head.sop_class, head.transfer_syntax), at=head.at)
+        while not agenda.done:
+            if agenda.hungry:
+                _add_next(agenda, source)
+            crew.fill()
+            yield from agenda.collect(wait=not agenda.hungry)
+    finally:
+        agenda.stop()
+        crew.wait()
 
 
-def lane(agenda: Agenda, terms: Terms) -> Iterator[Outcome]:
-    """Yield the outcomes of what one association after the other takes from the agenda."""
-    try:
-        going = True
-        while going and agenda.waiting and terms.proceed():
-            going = yield from _over_one(agenda, terms)
-    except AssociationFault as fault:
-        if agenda.leave() and (item := agenda.close()):
-            yield Outcome(item=item, fault=fault.fault, comment=fault.comment)
-    else:
-        agenda.leave()
+def _add_next(agenda: Agenda, source: Iterator[Parcel]) -> None:
+    """Put the next parcel on the agenda, or close it."""
+    parcel = next(source, None)
+    if parcel is None:
+        agenda.close()
+        return
+    waiting, unfit = sort_out(parcel)
+    for outcome in unfit:
+        parcel.error = parcel.error or failure_of(partial(parcel.note, outcome))
+    parcel.outcomes.extend(unfit)
+    agenda.add(parcel, [] if parcel.error else waiting)
 
 
-def _over_one(agenda: Agenda, terms: Terms) -> Generator[Outcome, None, bool]:
-    """Yield the outcomes that one association brings; return whether another may follow.
+class Crew:
+    """The threads of the lanes that work on an agenda."""
 
-    An instance that has broken too many is not tried again, on no lane: its fault is its outcome.
+    def __init__(self, agenda: Agenda, terms: Terms, most: int) -> None:
+        self._agenda = agenda
+        self._terms = terms
+        self._most = most
+        self._begun = 0  # since there was none
+        self._threads: list[threading.Thread] = []
 
-    Raises
-    ------
-    AssociationFault
-        If there was no association.
-    """
-    asked = agenda.contexts()
-    if not asked:  # another lane has just taken the last instance
-        return True
-    with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
-        reader = Reader()
-        while terms.proceed() and (each := agenda.take(set(asked))):
-            try:
-                yield _store(association, reader, each)
-            except AssociationFault as fault:
-                if agenda.put_back(each, terms.resumes):
-                    return True
-                yield Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
-                return False
-    return True
+    def fill(self) -> None:
+        """Begin as many lanes as what waits is worth.
+
+        One that has ended is not replaced while there are others: the peer may take no more.
+        """
+        agenda = self._agenda
+        if not agenda.lanes:
+            self._begun = 0
+        if not agenda.waiting:
+            return
+        worth = max(1, min(self._most, agenda.waiting // WORTH_AN_ASSOCIATION))
+        while self._begun < worth:
+            self._begun += 1
+            agenda.join()
+            thread = threading.Thread(target=self._run, name="lane", daemon=True)
+            if error := failure_of(thread.start):  # the system starts no more: fewer lanes do it
+                agenda.crash(None, error)
+                break
+            self._threads.append(thread)
+
+    def wait(self) -> None:
+        """Return when all lanes have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        lane = Lane(self._agenda, self._terms)
+        if error := failure_of(lambda: self._work(lane)):
+            self._agenda.crash(lane.at_hand, error)
+
+    def _work(self, lane: "Lane") -> None:
+        for each, outcome in lane.outcomes():
+            if error := failure_of(partial(each.parcel.note, outcome)):
+                self._agenda.withdraw(each.parcel, error)
+            self._agenda.settle(each, outcome)
+
+
+class Lane:
+    """One association after the other, as long as there is something to send."""
+
+    def __init__(self, agenda: Agenda, terms: Terms) -> None:
+        self._agenda = agenda
+        self._terms = terms
+        self.at_hand: Sendable | None = None  # which a failure that nobody foresaw is about
+
+    def outcomes(self) -> Iterator[tuple[Sendable, Outcome]]:
+        """Yield what becomes of each instance that it takes; who has noted that settles it."""
+        blamed = None
+        try:
+            while not blamed and (parcel := self._agenda.front()):
+                if self._may_send(parcel):
+                    blamed = yield from self._over_one()
+        except AssociationFault as fault:
+            if first := self._agenda.leave_without():
+                yield first, _silence(first, fault)
+        else:
+            self._agenda.leave(blamed)
+
+    def _over_one(self) -> Generator[tuple[Sendable, Outcome], None, Parcel | None]:
+        """Yield the outcomes that one association brings; return the parcel that must end the lane.
+
+        An instance that has broken too many is not tried again, on no lane: its fault is its
+        outcome.
+
+        Raises
+        ------
+        AssociationFault
+            If there was no association.
+        """
+        terms, asked = self._terms, self._agenda.contexts()
+        if not asked:  # another lane has just taken the last instance
+            return None
+        with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
+            reader = Reader()
+            while each := self._take(frozenset(asked)):
+                self.at_hand = each
+                try:
+                    outcome = _store(association, reader, each)
+                except AssociationFault as fault:
+                    if self._agenda.put_back(each, terms.resumes):
+                        return None
+                    yield each, _silence(each, fault)
+                    return each.parcel
+                yield each, outcome
+                self.at_hand = None
+        return None
+
+    def _take(self, contexts: frozenset[Context]) -> Sendable | None:
+        """Return the next instance that may be sent."""
+        while each := self._agenda.take(contexts):
+            if self._may_send(each.parcel):
+                return each
+            self._agenda.settle(each, None)
+        return None
+
+    def _may_send(self, parcel: Parcel) -> bool:
+        """Return what `proceed` says; where it is no, nothing more of the parcel is sent."""
+        answers: list[bool] = []
+        error = failure_of(lambda: answers.append(parcel.proceed()))
+        if answers != [True]:
+            self._agenda.withdraw(parcel, error)
+        return answers == [True]
+
+
+def _silence(each: Sendable, fault: AssociationFault) -> Outcome:
+    """Return the outcome of an instance to which there was no answer."""
+    return Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
 
 
 def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
@@ -328,7 +300,7 @@ def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
         comment = f"{UID(sop_class).name}, {UID(syntax).name}"
         return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
-        with item.path.open("rb", buffering=0) as file:
+        with opened(item.path) as file:
             data_set = reader.read(file, each.at, item.sha256)
             response = association.store(each.context, item.sop_uid, data_set)
     except Unfit as error:

@@ -11,7 +11,7 @@ from dicom_node.multipart import DICOM, TYPE, closing, opening
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.dicomweb import PIECE_BYTES, text
 from dicom_node.network.http import JSON, Reply, WebFault, connected, data_set_in
-from dicom_node.network.scu import Item, Outcome, sendable
+from dicom_node.network.parcels import Item, Outcome, head_of
 from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
@@ -73,7 +73,7 @@ def send(
 
 def unsendable(item: Item) -> Outcome | None:
     """Return why a file cannot be sent."""
-    found = sendable(item)
+    found = head_of(item)
     if isinstance(found, Outcome):
         return found
     found_sha256 = sha256_of(item.path)

@@ -113,6 +113,44 @@ def test_a_lock_that_somebody_keeps_is_waited_for_so_long(calls, tmp_path, monke
     calls.close(second)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("size", [0, 99, 2**20])
+def test_a_file_is_read_as_far_as_it_goes(calls, tmp_path, size, cached):
+    path, data, memory = tmp_path / "file", os.urandom(size), bytearray(200_000)
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        if not cached:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for start in (0, 50, 2**20 - 4096):
+            count = calls.read(file.fileno(), memoryview(memory), start)
+            assert bytes(memory[:count]) == data[start : start + len(memory)]
+
+
+def test_what_is_in_memory_only_in_part_is_read_to_its_end(calls, tmp_path, monkeypatch):
+    path, data, memory = tmp_path / "file", os.urandom(70), bytearray(100)
+    path.write_bytes(data)
+    tried = []
+
+    def a_part(descriptor, target, start):
+        tried.append(start)
+        return os.preadv(descriptor, [target[:30]], start) if len(tried) == 1 else -1
+
+    monkeypatch.setattr(calls, "_read_from_memory", a_part)
+    with path.open("rb") as file:
+        assert calls.read(file.fileno(), memoryview(memory), 0) == 70
+    assert bytes(memory[:70]) == data
+
+
+def test_what_cannot_be_read_is_an_error(calls, tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        calls.read(folder, memoryview(bytearray(9)), 0)
+    os.close(folder)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        calls.read(folder, memoryview(bytearray(9)), 0)
+
+
 def test_bytes_come_as_they_were_sent(calls, pair):
     one, other = pair
     memory = bytearray(8)

@@ -17,6 +17,8 @@ from random import Random
 import pytest
 from pydicom import dcmread
 
+from dicom_node.errors import StoreUnavailable
+from dicom_node.network.agenda import AHEAD
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.scu import Lanes
 from dicom_node.pixel_files import sha256_of
@@ -338,7 +340,8 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
 def test_stopped_between_two_deliveries_it_does_not_touch_the_next_one(
     store, tmp_path, monkeypatch
 ):
-    jobs = [publish(store, tmp_path / f"{n}", number=n) for n in (1, 2, 3)]
+    counts = (AHEAD + 20, 4, 4)
+    jobs = [publish(store, tmp_path / f"{n}", count=c, number=n) for n, c in enumerate(counts, 1)]
     begun, begin = [], store.deliveries.begin
     monkeypatch.setattr(
         store.deliveries, "begin", lambda task: begun.append(task.job_id) or begin(task)
@@ -376,20 +379,21 @@ def test_a_web_archive_whose_index_is_late_is_waited_for(store, tmp_path):
     assert now - NOW < timedelta(hours=1)
 
 
+@pytest.mark.parametrize("method", ["_begun", "_log_outcome", "_may_go_on", "_end"])
 def test_a_delivery_that_breaks_in_a_way_nobody_foresaw_holds_up_no_other(
-    store, tmp_path, monkeypatch
+    store, tmp_path, monkeypatch, method
 ):
     bad, good = publish(store, tmp_path / "a"), publish(store, tmp_path / "b", number=2)
     with LoopbackArchive(tmp_path / "archive") as archive:
         sender = sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port))
-        whole, failing = sender._send, [True]
+        whole, failing = getattr(sender, method), [True]
 
-        def send(task, peer):
+        def fail(task, *arguments):
             if failing[0] and task.job_id == bad:
                 raise ZeroDivisionError
-            return whole(task, peer)
+            return whole(task, *arguments)
 
-        monkeypatch.setattr(sender, "_send", send)
+        monkeypatch.setattr(sender, method, fail)
         sender.run_once(NOW)
         row = delivery(store, bad)
         assert (row["state"], row["attempts"]) == ("PENDING", 1)
@@ -536,6 +540,101 @@ def test_a_delivery_goes_over_as_many_associations_as_its_destination_takes(stor
     assert len(associations) == 3
     assert store.series.listing()[0]["deliveries"][0]["sent"] == 40
     assert store.jobs.get(job_id).state == "DELIVERED"
+
+
+def queue_for(store, tmp_path, peer, *counts, **values) -> tuple[Sender, list[int]]:
+    """Return a sender to `peer`, and the jobs that wait for it, of so many instances each."""
+    jobs = [publish(store, tmp_path / f"{n}", count=c, number=n) for n, c in enumerate(counts, 1)]
+    settings = settings_for(tmp_path, ("pacs", "PACS", peer.port))
+    pacs_peer = settings.peer("pacs").model_copy(update=values)
+    settings = settings.model_copy(update={"peers": (pacs_peer,)})
+    return Sender(store, settings, clock=lambda: NOW, rng=Random(1)), jobs
+
+
+def states(store, jobs):
+    return [store.jobs.get(job_id).state for job_id in jobs]
+
+
+def test_the_deliveries_of_a_queue_share_their_associations(store, tmp_path):
+    requested = []
+    with pacs(requested=lambda event: requested.append(event.assoc)) as peer:
+        sender, jobs = queue_for(store, tmp_path, peer, 40, 20, 20, associations=2)
+        sender.run_once(NOW)
+
+    assert states(store, jobs) == ["DELIVERED"] * 3
+    assert [delivery(store, job_id)["attempts"] for job_id in jobs] == [1, 1, 1]
+    assert len(requested) == 2
+
+
+@pytest.mark.parametrize("rejection", [(2, 3, 2), (1, 1, 3)])
+def test_a_destination_that_takes_fewer_associations_has_every_delivery(store, tmp_path, rejection):
+    requested = []
+
+    def take_one(event):
+        requested.append(event.assoc)
+        if event.assoc is not requested[0]:
+            event.assoc.acse.send_reject(*rejection)
+            event.assoc.kill()
+
+    with pacs(requested=take_one) as peer:
+        sender, jobs = queue_for(store, tmp_path, peer, 40, 40, 40, associations=4)
+        sender.run_once(NOW)
+
+    assert states(store, jobs) == ["DELIVERED"] * 3
+    assert [delivery(store, job_id)["attempts"] for job_id in jobs] == [1, 1, 1]
+
+
+def test_associations_are_asked_for_anew_after_a_while(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicom_node.sender.TOGETHER_S", 0.0)
+    requested = []
+    with pacs(requested=lambda event: requested.append(event.assoc)) as peer:
+        sender, jobs = queue_for(store, tmp_path, peer, 4, 4, 4)
+        sender.run_once(NOW)
+
+    assert states(store, jobs) == ["DELIVERED"] * 3
+    assert len(requested) == 3
+
+
+def test_who_is_queried_is_queried_while_no_association_is_kept_waiting(
+    store, tmp_path, monkeypatch
+):
+    requested, alive = [], []
+
+    def there(task, peer):
+        alive.append([assoc for assoc in requested if assoc.is_alive()])
+        return set()
+
+    with pacs(requested=lambda event: requested.append(event.assoc)) as peer:
+        sender, jobs = queue_for(store, tmp_path, peer, 4, 4, 4)
+        monkeypatch.setattr("dicom_node.sender.may_look", lambda task, peer: True)
+        monkeypatch.setattr(sender, "_there", there)
+        sender.run_once(NOW)
+
+    assert states(store, jobs) == ["DELIVERED"] * 3
+    assert len(requested) == len(alive) == 3
+
+
+def test_a_store_that_fails_while_a_queue_is_sent_leaves_the_rest_due(store, tmp_path, monkeypatch):
+    """Nothing is lost, and nothing goes on behind what cannot be put on record."""
+    begin, begun = store.deliveries.begin, []
+
+    def fail_at_the_second(task):
+        begun.append(task.job_id)
+        if len(begun) == 2:
+            raise StoreUnavailable("the database is locked")
+        begin(task)
+
+    monkeypatch.setattr(store.deliveries, "begin", fail_at_the_second)
+    with pacs() as peer:
+        sender, jobs = queue_for(store, tmp_path, peer, 40, 4, 4)
+        sender.run_once(NOW)
+        assert store.jobs.get(jobs[0]).state in ("DELIVERED", "DERIVED")
+        assert states(store, jobs[1:]) == ["DERIVED"] * 2
+        assert begun == jobs[:2]
+        sender.run_once(NOW)
+
+    assert states(store, jobs) == ["DELIVERED"] * 3
+    assert not [thread for thread in threading.enumerate() if thread.name in ("lane", "behind")]
 
 
 def test_every_destination_has_an_association_and_what_is_left_is_shared():

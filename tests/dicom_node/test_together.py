@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dicom_node.together import (
+    MOST,
     MOST_TURNS,
     Behind,
     HandedIn,
@@ -137,6 +138,34 @@ def test_work_behind_is_gathered_until_somebody_would_have_to_wait_for_it():
             behind.do(item)
 
     assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_who_must_know_that_it_is_done_waits_no_longer_than_for_that():
+    batches = []
+
+    def work(items):
+        batches.append(list(items))
+        return [None] * len(items)
+
+    with Behind(work, ahead=200, linger_s=3600) as behind:
+        behind.settle()  # nothing
+        for item in range(MOST + 3):
+            behind.do(item)
+        behind.settle()
+        assert [len(batch) for batch in batches] == [MOST, 3]
+        behind.do(99)
+        assert len(batches) == 2  # nobody waits for it
+        behind.settle()
+        assert batches[2:] == [[99]]
+
+
+def test_who_waits_for_work_behind_has_its_failure():
+    with (
+        pytest.raises(ValueError, match="full"),
+        Behind(lambda items: [ValueError("full")], 9) as b,
+    ):
+        b.do(1)
+        b.settle()
 
 
 def test_each_thread_is_ahead_for_itself():

@@ -13,6 +13,7 @@ from pydicom.uid import JPEG2000Lossless, generate_uid
 from dicom_node import withdrawal
 from dicom_node.cli import main
 from dicom_node.network import scu
+from dicom_node.network.parcels import Item
 from dicom_node.sender import Sender
 from dicom_node.store import open_store, schema
 from dicom_node.worker import Worker
@@ -78,7 +79,7 @@ def test_what_is_there_is_not_sent_again(web_archive, store, tmp_path):
     job_id = publish(store, tmp_path / "a")
     [task] = store.deliveries.due(NOW)
     first = [
-        scu.Item(key=number, sop_uid=each.sop_uid, path=each.path)
+        Item(key=number, sop_uid=each.sop_uid, path=each.path)
         for number, each in enumerate(task.instances[:3])
     ]
     peer = destination(web_archive.port, "ORTHANC")
@@ -155,7 +156,7 @@ def study(web_archive, tmp_path):
         )
         syntax = {"syntax": JPEG2000Lossless} if number == 7 else {}
         path = write_instance(tmp_path / "files", dataset, **syntax)
-        items.append(scu.Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
+        items.append(Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
     outcomes = scu.send(items, destination(web_archive.port, "ORTHANC"), "SRNODE")
     assert {outcome.fault for outcome in outcomes} == {0}
     return study_uid, series_uid, str(study_uid)[-16:]

@@ -8,6 +8,7 @@ import pytest
 from dicom_node import cli
 from dicom_node.network import scu
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.parcels import Item
 from tests.integration import marks
 from tests.integration.partners import Node, wait_for
 from tests.rigs import destination
@@ -40,7 +41,7 @@ def archive(tmp_path):
 def send(node, paths):
     """Return the faults of sending the files as the scanner does."""
     items = [
-        scu.Item(key=number, sop_uid=pydicom.dcmread(path).SOPInstanceUID, path=path)
+        Item(key=number, sop_uid=pydicom.dcmread(path).SOPInstanceUID, path=path)
         for number, path in enumerate(paths)
     ]
     return {outcome.fault for outcome in scu.send(items, destination(node.port), "SCANNER")}

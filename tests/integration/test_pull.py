@@ -9,6 +9,7 @@ from pydicom.uid import EnhancedSRStorage, JPEG2000Lossless, generate_uid
 from dicom_node.cli import main
 from dicom_node.network import scu
 from dicom_node.network.found import FoundSeries
+from dicom_node.network.parcels import Item
 from dicom_node.network.retrieve import to_offer
 from dicom_node.network.scp import storage_classes
 from dicom_node.settings import make_settings
@@ -49,7 +50,7 @@ class Study:
                 **values,
             )
             path = write_instance(folder, dataset)
-            items.append(scu.Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
+            items.append(Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
         return str(series_uid), items
 
     def items(self):
@@ -215,9 +216,7 @@ def test_a_class_that_no_mr_series_has_is_negotiated_where_a_series_has_it(site,
         StudyInstanceUID=generate_uid(), AccessionNumber="SR", StudyDate="20260101",
         StudyTime="101010", StudyID="1", SeriesNumber=1, SOPClassUID=EnhancedSRStorage,
     )  # fmt: skip
-    item = scu.Item(
-        key=1, sop_uid=str(dataset.SOPInstanceUID), path=write_instance(folder, dataset)
-    )
+    item = Item(key=1, sop_uid=str(dataset.SOPInstanceUID), path=write_instance(folder, dataset))
     [outcome] = scu.send([item], destination(site.archives[0].port, "ORTHANC"), "SRNODE")
     assert outcome.fault == 0, outcome
 
@@ -238,7 +237,7 @@ def test_compressed_images_arrive_as_they_are_kept(site, pull, tmp_path, peer):
         StudyTime="101010", StudyID="1", SeriesNumber=1,
     )  # fmt: skip
     path = write_instance(folder, dataset, JPEG2000Lossless)
-    item = scu.Item(key=1, sop_uid=str(dataset.SOPInstanceUID), path=path)
+    item = Item(key=1, sop_uid=str(dataset.SOPInstanceUID), path=path)
     orthanc = site.archives[0]
     [outcome] = scu.send([item], destination(orthanc.port, "ORTHANC"), "SRNODE")
     assert outcome.fault == 0, outcome

@@ -21,6 +21,7 @@ from pydicom.uid import generate_uid
 
 from dicom_node.network import scu
 from dicom_node.network.archive import LoopbackArchive
+from dicom_node.network.parcels import Item, Outcome
 from dicom_node.settings import PeerSettings
 from tests.integration.partners import ENVIRONMENT, free_port, listens, wait_for
 from tests.rigs import dcmtk, destination, write_series
@@ -41,7 +42,7 @@ def busy_machine() -> Iterator[None]:
         process.wait()
 
 
-def real_series(source: Path, folder: Path) -> list[scu.Item]:
+def real_series(source: Path, folder: Path) -> list[Item]:
     """Return a copy of a real series under new UIDs."""
     folder.mkdir(parents=True)
     series_uid, items = generate_uid(), []
@@ -51,16 +52,16 @@ def real_series(source: Path, folder: Path) -> list[scu.Item]:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         target = folder / f"{number:04d}.dcm"
         dataset.save_as(target)
-        items.append(scu.Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=target))
+        items.append(Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=target))
     return items
 
 
 def soak(
-    peer: PeerSettings, make: Callable[[Path], list[scu.Item]], folder: Path, sends: int
-) -> tuple[list[str], list[scu.Outcome]]:
+    peer: PeerSettings, make: Callable[[Path], list[Item]], folder: Path, sends: int
+) -> tuple[list[str], list[Outcome]]:
     """Return the UIDs that were sent and what became of them."""
 
-    def send_one(number: int) -> tuple[list[scu.Item], list[scu.Outcome]]:
+    def send_one(number: int) -> tuple[list[Item], list[Outcome]]:
         items = make(folder / f"{number}")
         outcomes = list(scu.send(items, peer, "SRNODE"))
         shutil.rmtree(folder / f"{number}")

@@ -17,8 +17,9 @@ from dicom_node.network import dimse
 from dicom_node.network.connecting import AssociationFault, Timeouts, connect
 from dicom_node.network.dimse import VERIFICATION, echo_request, read_response, store_request
 from dicom_node.network.negotiation import Offer, acceptance, negotiate, read_request
+from dicom_node.network.parcels import Item
 from dicom_node.network.pdus import RELEASE, RELEASED, abort_pdu, command_pdus
-from dicom_node.network.scu import Item, echo, send
+from dicom_node.network.scu import echo, send
 from dicom_node.retry import Fault
 from tests.rigs import MR, destination, make_instance, write_instance, write_series
 

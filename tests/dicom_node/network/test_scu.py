@@ -16,7 +16,8 @@ from dicom_node.errors import StoreUnavailable
 from dicom_node.network import scu, transport
 from dicom_node.network.archive import LoopbackArchive
 from dicom_node.network.connecting import AssociationFault, Timeouts
-from dicom_node.network.scu import Item, Terms, send, send_side_by_side
+from dicom_node.network.parcels import Item, Parcel
+from dicom_node.network.scu import Terms, send, send_parcels
 from dicom_node.pixel_files import sha256_of
 from dicom_node.retry import Fault, Verdict
 from tests.rigs import MR, destination, make_instance, pacs, write_instance, write_series
@@ -247,6 +248,14 @@ def terms(peer, **values):
     return Terms(peer=peer, calling_ae="SRNODE", timeouts=HASTY, **values)
 
 
+def send_side_by_side(items, terms, associations, note):
+    """Return the outcomes of one parcel; raise what went wrong with it."""
+    [parcel] = send_parcels([Parcel(items=items, note=note)], terms, associations)
+    if parcel.error:
+        raise parcel.error
+    return parcel.outcomes
+
+
 class Company:
     """Handlers of a peer that waits until so many associations have something to say."""
 
@@ -311,27 +320,38 @@ def test_archive_that_takes_none_is_one_fault(tmp_path):
     assert outcome.fault is Fault.UNREACHABLE
 
 
-class NoThread(threading.Thread):
-    """A lane whose thread the system does not start."""
+def no_more_threads(monkeypatch, lanes):
+    """Let the system start so many lanes and no more."""
+    left = iter(range(lanes))
 
-    def start(self):
-        if self.name == "lane":
-            raise RuntimeError("can't start new thread")
-        super().start()
+    class Thread(threading.Thread):
+        def start(self):
+            if self.name == "lane" and next(left, None) is None:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", Thread)
 
 
-def test_where_no_thread_can_be_started_one_lane_does_it_all(tmp_path, monkeypatch):
+def test_where_one_thread_can_be_started_one_lane_does_it_all(tmp_path, monkeypatch):
     items = write_series(tmp_path / "b", 40)
-    monkeypatch.setattr(threading, "Thread", NoThread)
     with pacs() as peer:
+        no_more_threads(monkeypatch, 1)
         outcomes = send_side_by_side(items, terms(peer), 4, lambda outcome: None)
+
     assert faults(outcomes) == [0x0000] * 40
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = destination(probe.getsockname()[1])
-        [outcome] = send_side_by_side(items, terms(nobody), 4, lambda outcome: None)
-    assert outcome.fault is Fault.UNREACHABLE
+
+def test_where_no_thread_can_be_started_each_parcel_says_so(tmp_path, monkeypatch):
+    parcels = [Parcel(items=write_series(tmp_path / name, 10)) for name in "abc"]
+    with pacs() as peer:
+        no_more_threads(monkeypatch, 0)
+        ended = list(send_parcels(parcels, terms(peer), 4))
+
+    assert ended == parcels
+    assert [(str(each.error), each.outcomes) for each in ended] == [
+        ("can't start new thread", [])
+    ] * 3
 
 
 @pytest.mark.parametrize("resumes", [0, scu.RESUMES])

@@ -13,7 +13,7 @@ from dicom_node.multipart import Splitter, media_type
 from dicom_node.network import dicomweb, http, stow, ups
 from dicom_node.network.connecting import AssociationFault, Timeouts
 from dicom_node.network.http import WebFault, connected, credentials
-from dicom_node.network.scu import Item
+from dicom_node.network.parcels import Item
 from dicom_node.retry import HTTP_FAULTS, Fault, Verdict, classify, http_fault
 from dicom_node.settings import PeerSettings
 from tests.certificates import Authority
