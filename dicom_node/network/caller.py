@@ -10,8 +10,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 
 from dicom_node.network import dimse
@@ -87,10 +87,13 @@ class Association:
             If there is none; the association is aborted then.
         """
         number = next(iter(self._numbers.values()))
-        with self._aborting():
+        try:
             message_id = self._next_id()
             self._send([self._command(dimse.echo_request(message_id), number)])
             return self._response(dimse.C_ECHO_RQ, message_id, self._limit_s.reply_s)
+        except ENDS as error:
+            self.abort()
+            raise what_ended(error) from error
 
     def store(self, context: Context, sop_uid: str, data_set: DataSet) -> Response:
         """Return the peer's answer to a C-STORE.
@@ -101,12 +104,15 @@ class Association:
             If there is none, or the file cannot be read any further; the association is aborted.
         """
         number = self._numbers[context]
-        with self._aborting():
+        try:
             message_id = self._next_id()
             command = self._command(dimse.store_request(context[0], sop_uid, message_id), number)
             self._send_message(command, data_set, number)
             in_flight_s = min(data_set.size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
             return self._response(dimse.C_STORE_RQ, message_id, self._limit_s.reply_s + in_flight_s)
+        except ENDS as error:
+            self.abort()
+            raise what_ended(error) from error
 
     def release(self) -> None:
         """End the association in order, if the peer plays along."""
@@ -148,16 +154,6 @@ class Association:
             self.abort()
         else:
             self.release()
-
-    @contextmanager
-    def _aborting(self) -> Iterator[None]:
-        """Abort, and say why, when what is done inside does not come to its end."""
-        try:
-            with told():
-                yield
-        except AssociationFault:
-            self.abort()
-            raise
 
     def _next_id(self) -> int:
         self._last_id = self._last_id % 0xFFFF + 1
@@ -225,20 +221,21 @@ class Association:
         return complete
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Raise AssociationFault for whatever ends an association."""
-    try:
-        yield
-    except LimitExceeded as error:
+# Whatever ends an association, besides what the peer says in answer to our request for one.
+ENDS = (LimitExceeded, Gone, OSError, Unexpected, BadCommand, BadAnswer)  # OSError: TLS, too
+
+
+def what_ended(error: Exception) -> AssociationFault:
+    """Return what one of `ENDS` means."""
+    if isinstance(error, LimitExceeded):
         fault = Fault.TIMED_OUT if error.kind.startswith("slow") else Fault.ABORTED
-        raise AssociationFault(fault, str(error), mid_way=True) from error
-    except Gone as error:
-        raise AssociationFault(Fault.ABORTED, "the peer has ended it", mid_way=True) from error
-    except ssl.SSLError as error:
-        raise AssociationFault(Fault.ABORTED, f"TLS: {words_of(error)}", mid_way=True) from error
-    except (OSError, Unexpected, BadCommand, BadAnswer) as error:
-        raise AssociationFault(Fault.ABORTED, str(error), mid_way=True) from error
+        return AssociationFault(fault, str(error), mid_way=True)
+    words = str(error)
+    if isinstance(error, Gone):
+        words = "the peer has ended it"
+    elif isinstance(error, ssl.SSLError):
+        words = f"TLS: {words_of(error)}"
+    return AssociationFault(Fault.ABORTED, words, mid_way=True)
 
 
 def call(
@@ -255,13 +252,13 @@ def call(
     limits = Limits(pdu_bytes=LONGEST_ANSWER_BYTES, pdu_s=timeouts.reply_s)
     association = None
     try:
-        with told():
-            wire = Wire(sock, limits, idle_s=math.inf)
-            association = Association(
-                sock, wire, _ask(wire, peer, calling_ae, contexts, timeouts), timeouts
-            )
-    except AssociationFault as fault:
-        raise AssociationFault(fault.fault, fault.comment) from fault
+        wire = Wire(sock, limits, idle_s=math.inf)
+        association = Association(
+            sock, wire, _ask(wire, peer, calling_ae, contexts, timeouts), timeouts
+        )
+    except ENDS as error:
+        fault = what_ended(error)
+        raise AssociationFault(fault.fault, fault.comment) from error
     finally:
         if association is None:
             sock.close()

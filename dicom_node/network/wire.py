@@ -207,6 +207,8 @@ class Wire:
 
 def behind(pieces: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
     """Return what is left of `pieces` without their first `count` bytes."""
+    if count == sum(map(len, pieces)):
+        return []
     for place, piece in enumerate(pieces):
         if count < len(piece):
             return [memoryview(piece)[count:], *pieces[place + 1 :]]
