@@ -21,6 +21,8 @@ GROUP_LENGTH, SOP_CLASS, COMMAND_FIELD = 0x0000, 0x0002, 0x0100
 MESSAGE_ID, ANSWERED_ID, PRIORITY, DATA_SET_TYPE = 0x0110, 0x0120, 0x0700, 0x0800
 STATUS, ERROR_COMMENT, SOP_INSTANCE = 0x0900, 0x0902, 0x1000
 
+_header = struct.Struct("<HHL")
+
 
 class BadCommand(ValueError):
     """The bytes are no command set; the text says why."""
@@ -89,15 +91,16 @@ def read_response(data: bytes | bytearray) -> Response:
 def _values(data: bytes | bytearray) -> dict[int, bytes]:
     """Return the encoded values of group 0000 by their elements."""
     values: dict[int, bytes] = {}
+    data, size = bytes(data), len(data)
     at, last = 0, -1
-    while at < len(data):
-        if at + 8 > len(data):
+    while at < size:
+        if at + 8 > size:
             raise BadCommand("an element is cut short")
-        group, element, length = struct.unpack_from("<HHL", data, at)
+        group, element, length = _header.unpack_from(data, at)
         at += 8
-        if group or element <= last or length > len(data) - at:
+        if group or element <= last or length > size - at:
             raise BadCommand("the elements are not those of a command set")
-        values[element] = bytes(data[at : at + length])
+        values[element] = data[at : at + length]
         at, last = at + length, element
     return values
 

@@ -52,9 +52,12 @@ def data_pdus(
     """
     longest = min(longest_pdu or LONGEST_OF_OURS, LONGEST_OF_OURS)
     step = max(2, (longest - PDV_HEADER_BYTES) // 2 * 2)
-    size = len(part)
-    for at in range(0, size, step):
-        length = min(step, size - at)
-        control = LAST if last and at + length == size else 0
-        yield _headers.pack(P_DATA_TF, length + PDV_HEADER_BYTES, length + 2, number, control)
-        yield part[at : at + length]
+    size, header = len(part), _headers.pack(P_DATA_TF, step + PDV_HEADER_BYTES, step + 2, number, 0)
+    whole = max(0, size - 1) // step * step  # bytes in front of the last PDU, which may be shorter
+    for at in range(0, whole, step):
+        yield header
+        yield part[at : at + step]
+    if size:
+        left, control = size - whole, LAST if last else 0
+        yield _headers.pack(P_DATA_TF, left + PDV_HEADER_BYTES, left + 2, number, control)
+        yield part[whole:]
