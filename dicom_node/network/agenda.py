@@ -3,6 +3,7 @@
 import threading
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from dicom_node.network.negotiation import MOST_CONTEXTS
 from dicom_node.network.parcels import Outcome, Parcel, Sendable
@@ -146,12 +147,15 @@ class Agenda:
             self._breaks[parcel, each.item.key] += 1
             if self._breaks[parcel, each.item.key] > resumes:
                 return False
-            if parcel not in self._withdrawn:
-                self._waiting[parcel].appendleft(each)
-                self._counted(1)
-                self._work.notify()
+            self._wait_again(each)
             self._settle(each, None)
         return True
+
+    def put_right(self, each: Sendable, context: Context) -> None:
+        """Let an instance that needs another context than was thought be the next."""
+        with self._lock:
+            self._wait_again(replace(each, context=context))
+            self._settle(each, None)
 
     def withdraw(self, parcel: Parcel, error: Exception | None = None) -> None:
         """Let nothing more of a parcel be sent, because of `error` where there is one."""
@@ -214,6 +218,12 @@ class Agenda:
         self._count += change
         if self._count == AHEAD - 1:
             self._news.notify()
+
+    def _wait_again(self, each: Sendable) -> None:
+        if each.parcel not in self._withdrawn:
+            self._waiting[each.parcel].appendleft(each)
+            self._counted(1)
+            self._work.notify()
 
     def _settle(self, each: Sendable, outcome: Outcome | None) -> None:
         self._with_lanes[each.parcel] -= 1

@@ -17,6 +17,7 @@ class Item:
     sop_uid: str
     path: Path
     sha256: str | None = None  # what the file must have; None: whatever it is
+    sop_class: str | None = None  # where it is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +55,43 @@ class Parcel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sendable:
-    """An item with what an association must be asked for; its data set stands from `at` on."""
+    """An item with what an association is asked for; the file itself may say otherwise."""
 
     item: Item
     parcel: Parcel
     context: Context
-    at: int
 
 
 def sort_out(parcel: Parcel) -> tuple[list[Sendable], list[Outcome]]:
-    """Return what can be sent, and the outcomes of what cannot, because of its file."""
+    """Return what can be sent, and the outcomes of what cannot, because of its file.
+
+    A first look at one file of each SOP class: to open all of them twice would cost as much as to
+    write their statuses down. The others are taken to be like it until they are read.
+    """
     waiting, outcomes = [], []
+    contexts: dict[str | None, Context] = {}
     for item in parcel.items:
-        head = head_of(item)
-        if isinstance(head, Head):
-            context = (head.sop_class, head.transfer_syntax)
-            waiting.append(Sendable(item=item, parcel=parcel, context=context, at=head.at))
-        else:
-            outcomes.append(head)
+        if item.sop_class not in contexts:
+            head = head_of(item)
+            if isinstance(head, Outcome):
+                outcomes.append(head)
+                continue
+            contexts[item.sop_class] = head.context
+        context = contexts[item.sop_class]
+        waiting.append(Sendable(item=item, parcel=parcel, context=context))
     return waiting, outcomes
 
 
 def head_of(item: Item) -> Head | Outcome:
     """Return what the item's file says of itself, or why it cannot be sent."""
     try:
-        head = read_head(item.path)
+        return checked(item, read_head(item.path))
     except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
+
+
+def checked(item: Item, head: Head) -> Head:
+    """Return what the item's file says of itself; raise Unfit where it is another instance."""
     if head.sop_uid != item.sop_uid:
-        comment = f"the file holds {head.sop_uid}"
-        return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
+        raise Unfit(Fault.NO_FILE, f"the file holds {head.sop_uid}")
     return head

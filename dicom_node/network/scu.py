@@ -14,7 +14,7 @@ from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.outgoing import Reader, Unfit, file_fault, opened
-from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, sort_out
+from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, checked, sort_out
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, describe
 from dicom_node.settings import PeerSettings
@@ -251,17 +251,20 @@ class Lane:
         if not asked:  # another lane has just taken the last instance
             return None
         with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
-            reader = Reader()
-            while each := self._take(frozenset(asked)):
+            reader, contexts = Reader(), frozenset(asked)
+            while each := self._take(contexts):
                 self.at_hand = each
                 try:
-                    outcome = _store(association, reader, each)
+                    outcome = _store(association, reader, each, contexts)
                 except AssociationFault as fault:
                     if self._agenda.put_back(each, terms.resumes):
                         return None
                     yield each, _silence(each, fault)
                     return each.parcel
-                yield each, outcome
+                if isinstance(outcome, Outcome):
+                    yield each, outcome
+                else:
+                    self._agenda.put_right(each, outcome)
                 self.at_hand = None
         return None
 
@@ -287,22 +290,27 @@ def _silence(each: Sendable, fault: AssociationFault) -> Outcome:
     return Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
 
 
-def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
-    """Return what became of one instance.
+def _store(
+    association: Association, reader: Reader, each: Sendable, asked: frozenset[Context]
+) -> Outcome | Context:
+    """Return what became of one instance; a context where it needs one that was not asked for.
 
     Raises
     ------
     AssociationFault
         If the association broke or a time limit passed.
     """
-    item, (sop_class, syntax) = each.item, each.context
-    if not association.accepts(each.context):
-        comment = f"{UID(sop_class).name}, {UID(syntax).name}"
-        return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
+    item = each.item
     try:
         with opened(item.path) as file:
-            data_set = reader.read(file, each.at, item.sha256)
-            response = association.store(each.context, item.sop_uid, data_set)
+            head = checked(item, reader.begin(file))
+            if head.context not in asked:
+                return head.context
+            if not association.accepts(head.context):
+                comment = f"{UID(head.sop_class).name}, {UID(head.transfer_syntax).name}"
+                return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
+            data_set = reader.read(file, head.at, item.sha256)
+            response = association.store(head.context, item.sop_uid, data_set)
     except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
     except OSError as error:  # of the file: those of the network are AssociationFaults

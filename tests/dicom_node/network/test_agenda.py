@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from dicom_node.errors import StoreUnavailable
 from dicom_node.network import agenda, scu
@@ -200,10 +200,10 @@ def test_a_lane_that_breaks_in_a_way_nobody_foresaw_fails_what_it_had_at_hand(
     parcels, archive = parcels_in(tmp_path, 40, 40, 40), Archive()
     bad, whole = parcels[1].items[3], scu._store
 
-    def store(association, reader, each):
+    def store(association, reader, each, asked):
         if each.item is bad:
             raise ZeroDivisionError
-        return whole(association, reader, each)
+        return whole(association, reader, each, asked)
 
     monkeypatch.setattr(scu, "_store", store)
     with archive.peer() as peer:
@@ -271,6 +271,52 @@ def test_what_needs_another_association_is_not_overtaken_by_what_comes_behind(
     assert [uid for uid, _ in archive.seen][10] == other.sop_uid
     assert archive.came == uids(*parcels)
     assert len(archive.requested) == 3
+
+
+def test_files_that_are_not_like_the_first_are_sent_as_what_they_are(tmp_path):
+    """They are read once; what another one needs is asked for when it is seen."""
+    [parcel], archive = parcels_in(tmp_path, 20), Archive()
+    others = []
+    for number in range(100, 110):
+        dataset = make_instance(number, SOPInstanceUID=generate_uid())
+        path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
+        others.append(Item(key=number, sop_uid=str(dataset.SOPInstanceUID), path=path))
+    parcel.items = [each for pair in zip(parcel.items, others, strict=False) for each in pair]
+
+    with archive.peer(syntaxes=[ExplicitVRLittleEndian, ImplicitVRLittleEndian]) as peer:
+        list(send_parcels([parcel], terms(peer), 2))
+
+    assert faults(parcel) == Counter({0: 20})
+    assert archive.came == uids(parcel)
+    assert len(archive.requested) <= 4
+
+
+def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp_path):
+    [parcel], archive = parcels_in(tmp_path, 10), Archive()
+    dataset = make_instance(99)
+    path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
+    parcel.items.append(Item(key=99, sop_uid=str(dataset.SOPInstanceUID), path=path))
+    parcel.items += write_series(tmp_path / "more", 10)
+
+    with archive.peer() as peer:
+        list(send_parcels([parcel], terms(peer), 1))
+
+    assert faults(parcel) == Counter({0: 20, Fault.NO_CONTEXT: 1})
+    assert [each.item.key for each in parcel.outcomes if each.fault] == [99]
+
+
+def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path):
+    [parcel], archive = parcels_in(tmp_path, 10), Archive()
+    first, wrong = parcel.items[0], parcel.items[5]
+    wrong.path.write_bytes(first.path.read_bytes())
+
+    with archive.peer() as peer:
+        list(send_parcels([parcel], terms(peer), 1))
+
+    [failed] = [each for each in parcel.outcomes if each.fault]
+    assert failed.item is wrong and failed.fault is Fault.NO_FILE
+    assert f"the file holds {first.sop_uid}" in failed.comment
+    assert set(archive.came.values()) == {1} and len(archive.came) == 9
 
 
 def test_an_association_is_given_back_while_nothing_comes(tmp_path, monkeypatch):

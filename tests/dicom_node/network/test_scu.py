@@ -140,7 +140,8 @@ def test_one_refused_context_does_not_keep_the_others_back(tmp_path, items):
     with pacs(syntaxes=[ExplicitVRLittleEndian, ImplicitVRLittleEndian]) as peer:
         outcomes = list(send([items[0], odd, items[1]], peer, "SRNODE"))
 
-    assert faults(outcomes) == [0, Fault.NO_CONTEXT, 0]
+    found = {outcome.item.key: outcome.fault for outcome in outcomes}
+    assert found == {items[0].key: 0, 9: Fault.NO_CONTEXT, items[1].key: 0}
 
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path, items):
