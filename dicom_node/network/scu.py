@@ -161,11 +161,18 @@ def _add_next(agenda: Agenda, source: Iterator[Parcel]) -> None:
     if parcel is None:
         agenda.close()
         return
-    waiting, unfit = sort_out(parcel)
+    waiting: list[Sendable] = []
+    parcel.error = failure_of(partial(_look_through, parcel, waiting))
+    agenda.add(parcel, waiting)
+
+
+def _look_through(parcel: Parcel, waiting: list[Sendable]) -> None:
+    """Note what cannot be sent of a parcel, then put what can into `waiting`."""
+    found, unfit = sort_out(parcel)
     for outcome in unfit:
-        parcel.error = parcel.error or failure_of(partial(parcel.note, outcome))
-    parcel.outcomes.extend(unfit)
-    agenda.add(parcel, [] if parcel.error else waiting)
+        parcel.note(outcome)
+        parcel.outcomes.append(outcome)
+    waiting.extend(found)
 
 
 class Crew:

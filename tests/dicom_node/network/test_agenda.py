@@ -352,6 +352,28 @@ def test_files_that_cannot_be_sent_are_outcomes_of_their_parcel(tmp_path):
     assert faults(parcels[1]) == Counter({0: 4})
 
 
+@pytest.mark.parametrize("broken", ["sort_out", "note"])
+def test_a_parcel_that_cannot_be_looked_through_fails_alone(tmp_path, monkeypatch, broken):
+    parcels, archive, whole = parcels_in(tmp_path, 10, 10, 10), Archive(), scu.sort_out
+
+    def crash(parcel):
+        if parcel is parcels[1]:
+            raise ZeroDivisionError
+        return whole(parcel)
+
+    if broken == "sort_out":
+        monkeypatch.setattr(scu, "sort_out", crash)
+    else:
+        parcels[1].items[0].path.unlink()
+        parcels[1].note = lambda outcome: 1 / 0
+    with archive.peer() as peer:
+        list(send_parcels(parcels, terms(peer), 1))
+
+    assert faults(parcels[0]) == faults(parcels[2]) == Counter({0: 10})
+    assert isinstance(parcels[1].error, ZeroDivisionError) and not parcels[1].outcomes
+    assert len(archive.seen) == 20
+
+
 def test_no_more_is_prepared_than_keeps_the_associations_busy(tmp_path):
     parcels, archive = parcels_in(tmp_path, agenda.AHEAD + 5, agenda.AHEAD, 1), Archive()
     sent_at = []
