@@ -264,15 +264,16 @@ class Lane:
                 try:
                     outcome = _store(association, reader, each, contexts)
                 except AssociationFault as fault:
+                    self.at_hand = None
                     if self._agenda.put_back(each, terms.resumes):
                         return None
                     yield each, _silence(each, fault)
                     return each.parcel
+                self.at_hand = None
                 if isinstance(outcome, Outcome):
                     yield each, outcome
                 else:
                     self._agenda.put_right(each, outcome)
-                self.at_hand = None
         return None
 
     def _take(self, contexts: frozenset[Context]) -> Sendable | None:
@@ -287,9 +288,9 @@ class Lane:
         """Return what `proceed` says; where it is no, nothing more of the parcel is sent."""
         answers: list[bool] = []
         error = failure_of(lambda: answers.append(parcel.proceed()))
-        if answers != [True]:
+        if not any(answers):
             self._agenda.withdraw(parcel, error)
-        return answers == [True]
+        return any(answers)
 
 
 def _silence(each: Sendable, fault: AssociationFault) -> Outcome:

@@ -214,6 +214,33 @@ def test_a_lane_that_breaks_in_a_way_nobody_foresaw_fails_what_it_had_at_hand(
     assert bad.sop_uid not in archive.came
 
 
+def test_a_lane_that_breaks_between_two_associations_has_nothing_at_hand(tmp_path, monkeypatch):
+    """The instance whose association broke waits again: it must not be taken back twice."""
+    parcels, calls, whole = parcels_in(tmp_path, 10, 10), [], scu.call
+    archive = Archive(answers={parcels[0].items[3].sop_uid: None})
+
+    def crash_at_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return whole(*arguments)
+
+    at_hand, crash = [], agenda.Agenda.crash
+
+    def note(self, each, error):
+        at_hand.append(each)
+        crash(self, each, error)
+
+    monkeypatch.setattr(scu, "call", crash_at_the_second)
+    monkeypatch.setattr(agenda.Agenda, "crash", note)
+    with archive.peer() as peer:
+        ended = list(send_parcels(parcels, terms(peer), 1))
+
+    assert ended == parcels and at_hand == [None]
+    assert isinstance(parcels[0].error, ZeroDivisionError)
+    assert faults(parcels[0]) == Counter({0: 3}) and faults(parcels[1]) == Counter({0: 10})
+
+
 def test_a_lane_that_cannot_even_begin_fails_one_parcel_after_the_other(tmp_path, monkeypatch):
     def crash(*_):
         raise ZeroDivisionError
