@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from dicom_node.errors import StoreUnavailable
 from dicom_node.network import agenda, scu
 from dicom_node.network.connecting import Timeouts
-from dicom_node.network.parcels import Item, Parcel
+from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable
 from dicom_node.network.scu import Terms, send_parcels
 from dicom_node.retry import Fault
 from tests.rigs import destination, make_instance, pacs, write_instance, write_series
@@ -415,3 +415,37 @@ def test_no_more_is_prepared_than_keeps_the_associations_busy(tmp_path):
 
     assert sent_at[0] == 0 < 5 <= sent_at[1]
     assert sent_at[2] >= agenda.AHEAD + 5
+
+
+CONTEXT = ("1.2.3", "1.2.4")
+
+
+def with_one_at_hand() -> tuple[agenda.Agenda, Parcel, Sendable]:
+    """Return an agenda whose only instance is with a lane."""
+    item = Item(key=1, sop_uid="1.2", path=Path("none"))
+    parcel, book = Parcel(items=[item]), agenda.Agenda()
+    book.add(parcel, [Sendable(item=item, parcel=parcel, context=CONTEXT)])
+    book.join()
+    return book, parcel, book.take([CONTEXT])
+
+
+def test_what_breaks_when_its_parcel_is_withdrawn_is_not_sent_again():
+    book, parcel, each = with_one_at_hand()
+    book.withdraw(parcel, error := StoreUnavailable("the disk is full"))
+    assert book.collect(wait=False) == []  # one is under way
+
+    assert book.put_back(each, resumes=3)
+
+    assert book.collect(wait=False) == [parcel]
+    assert (parcel.error, parcel.outcomes, book.waiting) == (error, [], 0)
+
+
+def test_a_parcel_that_has_ended_does_not_fail_any_more():
+    book, parcel, each = with_one_at_hand()
+    book.settle(each, outcome := Outcome(item=each.item, fault=0x0000))
+    assert book.collect(wait=False) == [parcel]
+
+    book.withdraw(parcel, StoreUnavailable("the disk is full"))
+
+    assert (parcel.error, parcel.outcomes) == (None, [outcome])
+    assert book.collect(wait=False) == []
