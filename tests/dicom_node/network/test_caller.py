@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pynetdicom.dsutils import decode, encode
 
 from dicom_node.network import dimse
+from dicom_node.network.caller import call
 from dicom_node.network.connecting import AssociationFault, Timeouts, connect
 from dicom_node.network.dimse import VERIFICATION, echo_request, read_response, store_request
 from dicom_node.network.negotiation import Offer, acceptance, negotiate, read_request
@@ -275,3 +276,21 @@ def test_commands_are_what_pydicom_reads_and_writes():
     response = read_response(encode(said, True, True))
     assert (response.status, response.message_id, response.comment) == (0xB007, 9, "odd")
     assert not response.has_data_set
+
+
+@pytest.mark.parametrize("where", ["inside a PDU", "between two"])
+def test_what_fails_inside_a_pdu_ends_in_no_release_that_would_be_taken_for_data(where):
+    def pieces():
+        yield b"\x04\x00\x00\x00\x00\xff"
+        raise ZeroDivisionError
+
+    with bare(read_pdu if where == "inside a PDU" else lambda connection: None) as peer:
+        with (
+            pytest.raises(ZeroDivisionError),
+            call(peer.peer, "SRNODE", [(MR, EXPLICIT)], HASTY) as association,
+        ):
+            if where == "inside a PDU":
+                association._send(pieces())
+            raise ZeroDivisionError
+
+    assert peer.endings == ["gone" if where == "inside a PDU" else "released"]
