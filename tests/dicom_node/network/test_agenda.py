@@ -348,20 +348,23 @@ def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path)
 
 def test_an_association_is_given_back_while_nothing_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(agenda, "PATIENCE_S", 0.1)
-    released = threading.Event()
     archive, (first, second) = Archive(), parcels_in(tmp_path, 5, 5)
+
+    def kept():
+        return not archive.requested or archive.requested[0].is_alive()
 
     def parcels():
         yield first
-        while not archive.requested or archive.requested[0].is_alive():
+        end = time.monotonic() + 10  # the peer's own patience is longer
+        while kept() and time.monotonic() < end:
             time.sleep(0.01)
-        released.set()
+        assert not kept()
         yield second
 
     with archive.peer() as peer:
         assert list(send_parcels(parcels(), terms(peer), 1)) == [first, second]
 
-    assert released.is_set() and len(archive.requested) == 2
+    assert len(archive.requested) == 2
     assert archive.came == uids(first, second)
 
 
