@@ -318,11 +318,14 @@ def test_files_that_are_not_like_the_first_are_sent_as_what_they_are(tmp_path):
     assert len(archive.requested) <= 4
 
 
-def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp_path):
+@pytest.mark.parametrize("known", [True, False])
+def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp_path, known):
+    """Asked for together with what the peer takes, or when it is seen."""
     [parcel], archive = parcels_in(tmp_path, 10), Archive()
     dataset = make_instance(99)
     path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
-    parcel.items.append(Item(key=99, sop_uid=str(dataset.SOPInstanceUID), path=path))
+    uid, sop_class = str(dataset.SOPInstanceUID), "1.2.3" if known else None
+    parcel.items.append(Item(key=99, sop_uid=uid, path=path, sop_class=sop_class))
     parcel.items += write_series(tmp_path / "more", 10)
 
     with archive.peer() as peer:
@@ -330,6 +333,7 @@ def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp
 
     assert faults(parcel) == Counter({0: 20, Fault.NO_CONTEXT: 1})
     assert [each.item.key for each in parcel.outcomes if each.fault] == [99]
+    assert len(archive.requested) == (1 if known else 2)
 
 
 def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path):
