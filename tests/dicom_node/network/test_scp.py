@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -273,7 +274,8 @@ def test_association_dropped_in_the_middle_keeps_what_was_acknowledged(node, tmp
     association = associate(node)
     assert store(association, items[0].path).Status == 0x0000
     raw = association.dul.socket.socket
-    raw.sendall(b"\x04\x00\x00\x00\x40\x00" + b"half a PDU")
+    half_a_pdu = struct.pack(">BxLLBB", 4, 0x4000, 0x3FFC, 1, 1) + b"half"
+    raw.sendall(half_a_pdu)  # a good one: of a bad one the node would end the association first
     raw.shutdown(socket.SHUT_RDWR)
 
     again = list(scu.send(items, node.peer, "MR1"))
