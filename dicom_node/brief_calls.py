@@ -153,7 +153,7 @@ def read(descriptor: int, target: memoryview, start: int) -> int:
     got = 0
     while got < len(target):
         more = _read_from_memory(descriptor, target[got:], start + got)
-        if more < 0:
+        if more <= 0:  # Linux 5.9 and 5.10 say 0 of what is not in memory, too (preadv(2))
             more = os.preadv(descriptor, [target[got:]], start + got)
         if not more:
             break
@@ -162,7 +162,7 @@ def read(descriptor: int, target: memoryview, start: int) -> int:
 
 
 def _read_from_memory(descriptor: int, target: memoryview, start: int) -> int:
-    """Return how many bytes could be read at once; 0 at the end of the file, -1: try it slowly."""
+    """Return how many bytes could be read at once; 0 or -1: it must be tried slowly."""
     if not _library:
         return -1
     piece = _Piece(ctypes.addressof(NO_BYTES.from_buffer(target)), len(target))

@@ -253,7 +253,6 @@ class Sender:
                 sop_uid=each.sop_uid,
                 path=each.path,
                 sha256=each.sha256,
-                sop_class=each.sop_class,
             )
             for each in task.instances
         ]

@@ -55,7 +55,8 @@ class Agenda:
     @property
     def done(self) -> bool:
         """Return whether nothing more comes, and every parcel has been collected."""
-        return self._closed and not self._waiting and not self._ended
+        with self._lock:
+            return self._done()
 
     def add(self, parcel: Parcel, waiting: Sequence[Sendable]) -> None:
         """Put a parcel at the end; what cannot be sent of it has its outcome already."""
@@ -82,7 +83,7 @@ class Agenda:
         with self._lock:
             if wait:
                 self._news.wait_for(
-                    lambda: self._ended or self.hungry or self._stranded() or self.done
+                    lambda: self._ended or self.hungry or self._stranded() or self._done()
                 )
             ended, self._ended = self._ended, []
         return ended
@@ -188,17 +189,18 @@ class Agenda:
                 self._settle(at_hand, None)
             self._news.notify()
 
-    def leave_without(self) -> Sendable | None:
-        """End a lane that has no association.
+    def leave_without(self, asked: Collection[Context]) -> Sendable | None:
+        """End a lane that has no association; it was asked for these contexts.
 
         Its share is for the others. Of the last one its fault is the outcome of the instance that
-        is returned, after which nothing more of the same parcel is sent.
+        is returned, after which nothing more of the same parcel is sent. None, too, where what is
+        next by now was not asked for: a fresh lane does.
         """
         with self._lock:
             self._lanes -= 1
             self._news.notify()
             parcel = None if self._lanes else self._front()
-            if parcel is None:
+            if parcel is None or self._waiting[parcel][0].context not in asked:
                 return None
             first = self._waiting[parcel].popleft()
             self._with_lanes[parcel] += 1
@@ -213,6 +215,9 @@ class Agenda:
 
     def _stranded(self) -> bool:
         return bool(self._count and not self._lanes)
+
+    def _done(self) -> bool:
+        return self._closed and not self._waiting and not self._ended
 
     def _counted(self, change: int) -> None:
         self._count += change

@@ -17,7 +17,6 @@ class Item:
     sop_uid: str
     path: Path
     sha256: str | None = None  # what the file must have; None: whatever it is
-    sop_class: str | None = None  # where it is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Parcel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sendable:
-    """An item with what an association is asked for; the file itself may say otherwise."""
+    """An item with what an association is asked for; a file that changes may say otherwise."""
 
     item: Item
     parcel: Parcel
@@ -65,20 +64,16 @@ class Sendable:
 def sort_out(parcel: Parcel) -> tuple[list[Sendable], list[Outcome]]:
     """Return what can be sent, and the outcomes of what cannot, because of its file.
 
-    A first look at one file of each SOP class: to open all of them twice would cost as much as to
-    write their statuses down. The others are taken to be like it until they are read.
+    Every file is looked at: to take the others to be like the first would let a peer's refusal of
+    that one keep all of them back.
     """
     waiting, outcomes = [], []
-    contexts: dict[str | None, Context] = {}
     for item in parcel.items:
-        if item.sop_class not in contexts:
-            head = head_of(item)
-            if isinstance(head, Outcome):
-                outcomes.append(head)
-                continue
-            contexts[item.sop_class] = head.context
-        context = contexts[item.sop_class]
-        waiting.append(Sendable(item=item, parcel=parcel, context=context))
+        head = head_of(item)
+        if isinstance(head, Head):
+            waiting.append(Sendable(item=item, parcel=parcel, context=head.context))
+        else:
+            outcomes.append(head)
     return waiting, outcomes
 
 

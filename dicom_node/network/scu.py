@@ -228,6 +228,7 @@ class Lane:
     def __init__(self, agenda: Agenda, terms: Terms) -> None:
         self._agenda = agenda
         self._terms = terms
+        self._asked: Sequence[Context] = ()  # of the peer, the last time
         self.at_hand: Sendable | None = None  # which a failure that nobody foresaw is about
 
     def outcomes(self) -> Iterator[tuple[Sendable, Outcome]]:
@@ -238,7 +239,7 @@ class Lane:
                 if self._may_send(parcel):
                     blamed = yield from self._over_one()
         except AssociationFault as fault:
-            if first := self._agenda.leave_without():
+            if first := self._agenda.leave_without(self._asked):
                 yield first, _silence(first, fault)
         else:
             self._agenda.leave(blamed)
@@ -255,6 +256,7 @@ class Lane:
             If there was no association.
         """
         terms, asked = self._terms, self._agenda.contexts()
+        self._asked = asked
         if not asked:  # another lane has just taken the last instance
             return None
         with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:

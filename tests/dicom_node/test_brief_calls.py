@@ -127,14 +127,15 @@ def test_a_file_is_read_as_far_as_it_goes(calls, tmp_path, size, cached):
             assert bytes(memory[:count]) == data[start : start + len(memory)]
 
 
-def test_what_is_in_memory_only_in_part_is_read_to_its_end(calls, tmp_path, monkeypatch):
+@pytest.mark.parametrize("answer", [-1, 0])
+def test_what_is_in_memory_only_in_part_is_read_to_its_end(calls, tmp_path, monkeypatch, answer):
     path, data, memory = tmp_path / "file", os.urandom(70), bytearray(100)
     path.write_bytes(data)
     tried = []
 
     def a_part(descriptor, target, start):
         tried.append(start)
-        return os.preadv(descriptor, [target[:30]], start) if len(tried) == 1 else -1
+        return os.preadv(descriptor, [target[:30]], start) if len(tried) == 1 else answer
 
     monkeypatch.setattr(calls, "_read_from_memory", a_part)
     with path.open("rb") as file:

@@ -318,14 +318,14 @@ def test_files_that_are_not_like_the_first_are_sent_as_what_they_are(tmp_path):
     assert len(archive.requested) <= 4
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp_path, known):
-    """Asked for together with what the peer takes, or when it is seen."""
+@pytest.mark.parametrize("place", [0, 10])
+def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp_path, place):
+    """And keeps no other back, even where it is the first."""
     [parcel], archive = parcels_in(tmp_path, 10), Archive()
     dataset = make_instance(99)
     path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
-    uid, sop_class = str(dataset.SOPInstanceUID), "1.2.3" if known else None
-    parcel.items.append(Item(key=99, sop_uid=uid, path=path, sop_class=sop_class))
+    uid = str(dataset.SOPInstanceUID)
+    parcel.items.insert(place, Item(key=99, sop_uid=uid, path=path))
     parcel.items += write_series(tmp_path / "more", 10)
 
     with archive.peer() as peer:
@@ -333,7 +333,7 @@ def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp
 
     assert faults(parcel) == Counter({0: 20, Fault.NO_CONTEXT: 1})
     assert [each.item.key for each in parcel.outcomes if each.fault] == [99]
-    assert len(archive.requested) == (1 if known else 2)
+    assert len(archive.requested) == 1
 
 
 def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path):
@@ -456,3 +456,18 @@ def test_a_parcel_that_has_ended_does_not_fail_any_more():
 
     assert (parcel.error, parcel.outcomes) == (None, [outcome])
     assert book.collect(wait=False) == []
+
+
+def test_a_lane_without_association_is_no_word_about_what_it_did_not_ask_for():
+    """Another parcel came to the front while it waited for the peer's answer."""
+    book, first, each = with_one_at_hand()
+    other = Item(key=2, sop_uid="1.3", path=Path("none"))
+    second, context = Parcel(items=[other]), ("1.2.5", "1.2.4")
+    book.add(second, [Sendable(item=other, parcel=second, context=context)])
+    book.settle(each, Outcome(item=each.item, fault=0x0000))
+
+    assert book.leave_without([CONTEXT]) is None
+
+    assert book.collect(wait=False) == [first] and book.waiting == 1
+    book.join()
+    assert book.leave_without([context]).item is other
