@@ -3,7 +3,6 @@
 import threading
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from dicom_node.network.negotiation import MOST_CONTEXTS
 from dicom_node.network.parcels import Outcome, Parcel, Sendable
@@ -111,10 +110,15 @@ class Agenda:
             return self._front()
 
     def contexts(self) -> list[Context]:
-        """Return what an association must be asked for, as far as one can be."""
+        """Return what an association must be asked for, as far as one can be.
+
+        That is what the parcel at the front needs: a peer may reject the whole association because
+        of what another one has, and this one would pay for it.
+        """
         with self._lock:
-            waiting = (each.context for parcel in self._waiting.values() for each in parcel)
-            return list(dict.fromkeys(waiting))[:MOST_CONTEXTS]
+            parcel = self._front()
+            waiting = self._waiting[parcel] if parcel else ()
+            return list(dict.fromkeys(each.context for each in waiting))[:MOST_CONTEXTS]
 
     def take(self, contexts: Collection[Context]) -> Sendable | None:
         """Return the next instance, if an association with these contexts can send it.
@@ -148,15 +152,12 @@ class Agenda:
             self._breaks[parcel, each.item.key] += 1
             if self._breaks[parcel, each.item.key] > resumes:
                 return False
-            self._wait_again(each)
+            if parcel not in self._withdrawn:
+                self._waiting[parcel].appendleft(each)
+                self._counted(1)
+                self._work.notify()
             self._settle(each, None)
         return True
-
-    def put_right(self, each: Sendable, context: Context) -> None:
-        """Let an instance that needs another context than was thought be the next."""
-        with self._lock:
-            self._wait_again(replace(each, context=context))
-            self._settle(each, None)
 
     def withdraw(self, parcel: Parcel, error: Exception | None = None) -> None:
         """Let nothing more of a parcel be sent, because of `error` where there is one."""
@@ -223,12 +224,6 @@ class Agenda:
         self._count += change
         if self._count == AHEAD - 1:
             self._news.notify()
-
-    def _wait_again(self, each: Sendable) -> None:
-        if each.parcel not in self._withdrawn:
-            self._waiting[each.parcel].appendleft(each)
-            self._counted(1)
-            self._work.notify()
 
     def _settle(self, each: Sendable, outcome: Outcome | None) -> None:
         self._with_lanes[each.parcel] -= 1

@@ -172,4 +172,4 @@ def _short(element: int, value: int) -> bytes:
 
 
 def _element(element: int, value: bytes) -> bytes:
-    return struct.pack("<HHL", 0, element, len(value)) + value
+    return _header.pack(0, element, len(value)) + value

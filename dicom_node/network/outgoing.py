@@ -11,7 +11,6 @@ from pathlib import Path
 from dicom_node import brief_calls
 from dicom_node.bombs import read_meta
 from dicom_node.content import PARSE_ERRORS
-from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault
 
 PREAMBLE_BYTES = 132
@@ -40,11 +39,6 @@ class Head:
     sop_uid: str
     transfer_syntax: str
     at: int
-
-    @property
-    def context(self) -> Context:
-        """What an association must be asked for."""
-        return self.sop_class, self.transfer_syntax
 
 
 @contextmanager
@@ -143,30 +137,16 @@ class Reader:
 
     def __init__(self) -> None:
         self._memory = memoryview(bytearray(MEMORY_BYTES))
-        self._count = 0  # of bytes in it
-
-    def begin(self, file: int) -> Head:
-        """Return what an open file, by its descriptor, says of itself.
-
-        Raises
-        ------
-        Unfit
-            If it cannot be read, or is no DICOM instance.
-        """
-        try:
-            self._count = brief_calls.read(file, self._memory, 0)
-            ahead = bytes(self._memory[: min(self._count, AHEAD_BYTES)])
-            return _quickly(ahead) or _thoroughly(file)
-        except PARSE_ERRORS as error:
-            raise Unfit(file_fault(error), str(error)) from error
 
     def read(self, file: int, at: int, sha256: str | None) -> DataSet:
-        """Return the data set of the file that was begun, which stands from `at` on.
+        """Return the data set of an open file, which stands from `at` on.
 
-        It is good while the file is open and no other one is begun.
+        It is good while the file is open and no other one is read.
 
         Parameters
         ----------
+        file
+            Its descriptor.
         sha256
             What the whole file must have; None: whatever it is.
 
@@ -177,7 +157,7 @@ class Reader:
         OSError
             If it cannot be read.
         """
-        size = self._count
+        size = brief_calls.read(file, self._memory, 0)
         if size == len(self._memory):  # or more
             size = os.fstat(file).st_size
         if size <= len(self._memory):

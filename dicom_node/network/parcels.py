@@ -54,11 +54,12 @@ class Parcel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sendable:
-    """An item with what an association is asked for; a file that changes may say otherwise."""
+    """An item with what an association must be asked for; its data set stands from `at` on."""
 
     item: Item
     parcel: Parcel
     context: Context
+    at: int
 
 
 def sort_out(parcel: Parcel) -> tuple[list[Sendable], list[Outcome]]:
@@ -71,7 +72,8 @@ def sort_out(parcel: Parcel) -> tuple[list[Sendable], list[Outcome]]:
     for item in parcel.items:
         head = head_of(item)
         if isinstance(head, Head):
-            waiting.append(Sendable(item=item, parcel=parcel, context=head.context))
+            context = (head.sop_class, head.transfer_syntax)
+            waiting.append(Sendable(item=item, parcel=parcel, context=context, at=head.at))
         else:
             outcomes.append(head)
     return waiting, outcomes
@@ -80,13 +82,10 @@ def sort_out(parcel: Parcel) -> tuple[list[Sendable], list[Outcome]]:
 def head_of(item: Item) -> Head | Outcome:
     """Return what the item's file says of itself, or why it cannot be sent."""
     try:
-        return checked(item, read_head(item.path))
+        head = read_head(item.path)
     except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
-
-
-def checked(item: Item, head: Head) -> Head:
-    """Return what the item's file says of itself; raise Unfit where it is another instance."""
     if head.sop_uid != item.sop_uid:
-        raise Unfit(Fault.NO_FILE, f"the file holds {head.sop_uid}")
+        comment = f"the file holds {head.sop_uid}"
+        return Outcome(item=item, fault=Fault.NO_FILE, comment=comment)
     return head

@@ -14,7 +14,7 @@ from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
 from dicom_node.network.outgoing import Reader, Unfit, file_fault, opened
-from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, checked, sort_out
+from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, sort_out
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, describe
 from dicom_node.settings import PeerSettings
@@ -264,7 +264,7 @@ class Lane:
             while each := self._take(contexts):
                 self.at_hand = each
                 try:
-                    outcome = _store(association, reader, each, contexts)
+                    outcome = _store(association, reader, each)
                 except AssociationFault as fault:
                     self.at_hand = None
                     if self._agenda.put_back(each, terms.resumes):
@@ -272,10 +272,7 @@ class Lane:
                     yield each, _silence(each, fault)
                     return each.parcel
                 self.at_hand = None
-                if isinstance(outcome, Outcome):
-                    yield each, outcome
-                else:
-                    self._agenda.put_right(each, outcome)
+                yield each, outcome
         return None
 
     def _take(self, contexts: frozenset[Context]) -> Sendable | None:
@@ -300,27 +297,22 @@ def _silence(each: Sendable, fault: AssociationFault) -> Outcome:
     return Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
 
 
-def _store(
-    association: Association, reader: Reader, each: Sendable, asked: frozenset[Context]
-) -> Outcome | Context:
-    """Return what became of one instance; a context where it needs one that was not asked for.
+def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
+    """Return what became of one instance.
 
     Raises
     ------
     AssociationFault
         If the association broke or a time limit passed.
     """
-    item = each.item
+    item, (sop_class, syntax) = each.item, each.context
+    if not association.accepts(each.context):
+        comment = f"{UID(sop_class).name}, {UID(syntax).name}"
+        return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
         with opened(item.path) as file:
-            head = checked(item, reader.begin(file))
-            if head.context not in asked:
-                return head.context
-            if not association.accepts(head.context):
-                comment = f"{UID(head.sop_class).name}, {UID(head.transfer_syntax).name}"
-                return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
-            data_set = reader.read(file, head.at, item.sha256)
-            response = association.store(head.context, item.sop_uid, data_set)
+            data_set = reader.read(file, each.at, item.sha256)
+            response = association.store(each.context, item.sop_uid, data_set)
     except Unfit as error:
         return Outcome(item=item, fault=error.fault, comment=str(error))
     except OSError as error:  # of the file: those of the network are AssociationFaults

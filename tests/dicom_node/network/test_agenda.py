@@ -200,10 +200,10 @@ def test_a_lane_that_breaks_in_a_way_nobody_foresaw_fails_what_it_had_at_hand(
     parcels, archive = parcels_in(tmp_path, 40, 40, 40), Archive()
     bad, whole = parcels[1].items[3], scu._store
 
-    def store(association, reader, each, asked):
+    def store(association, reader, each):
         if each.item is bad:
             raise ZeroDivisionError
-        return whole(association, reader, each, asked)
+        return whole(association, reader, each)
 
     monkeypatch.setattr(scu, "_store", store)
     with archive.peer() as peer:
@@ -300,8 +300,7 @@ def test_what_needs_another_association_is_not_overtaken_by_what_comes_behind(
     assert len(archive.requested) == 3
 
 
-def test_files_that_are_not_like_the_first_are_sent_as_what_they_are(tmp_path):
-    """They are read once; what another one needs is asked for when it is seen."""
+def test_files_in_several_syntaxes_are_asked_for_together(tmp_path):
     [parcel], archive = parcels_in(tmp_path, 20), Archive()
     others = []
     for number in range(100, 110):
@@ -315,7 +314,7 @@ def test_files_that_are_not_like_the_first_are_sent_as_what_they_are(tmp_path):
 
     assert faults(parcel) == Counter({0: 20})
     assert archive.came == uids(parcel)
-    assert len(archive.requested) <= 4
+    assert len(archive.requested) == 2
 
 
 @pytest.mark.parametrize("place", [0, 10])
@@ -336,7 +335,7 @@ def test_a_syntax_that_the_peer_does_not_take_fails_the_instance_that_has_it(tmp
     assert len(archive.requested) == 1
 
 
-def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path):
+def test_a_file_that_holds_another_instance_is_not_sent(tmp_path):
     [parcel], archive = parcels_in(tmp_path, 10), Archive()
     first, wrong = parcel.items[0], parcel.items[5]
     wrong.path.write_bytes(first.path.read_bytes())
@@ -348,6 +347,28 @@ def test_a_file_that_holds_another_instance_is_noticed_when_it_is_read(tmp_path)
     assert failed.item is wrong and failed.fault is Fault.NO_FILE
     assert f"the file holds {first.sop_uid}" in failed.comment
     assert set(archive.came.values()) == {1} and len(archive.came) == 9
+
+
+def test_what_a_neighbour_needs_is_not_asked_for_on_behalf_of_others(tmp_path):
+    """A peer may reject the whole association because of one class or syntax in it."""
+    parcels, archive = parcels_in(tmp_path, 20, 0, 20), Archive()
+    dataset = make_instance(99)
+    path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
+    parcels[1].items = [Item(key=99, sop_uid=str(dataset.SOPInstanceUID), path=path)]
+
+    def choosy(event):
+        archive.on_request(event)
+        time.sleep(0.2)  # the parcels behind are there
+        for context in event.assoc.requestor.requested_contexts:
+            if ImplicitVRLittleEndian in context.transfer_syntax:
+                event.assoc.acse.send_reject(1, 1, 1)
+                event.assoc.kill()
+
+    with pacs(archive.on_store, requested=choosy) as peer:
+        list(send_parcels(parcels, terms(peer), 1))
+
+    assert faults(parcels[0]) == faults(parcels[2]) == Counter({0: 20})
+    assert faults(parcels[1]) == Counter({Fault.REJECTED_PERMANENT: 1})
 
 
 def test_an_association_is_given_back_while_nothing_comes(tmp_path, monkeypatch):
@@ -431,7 +452,7 @@ def with_one_at_hand() -> tuple[agenda.Agenda, Parcel, Sendable]:
     """Return an agenda whose only instance is with a lane."""
     item = Item(key=1, sop_uid="1.2", path=Path("none"))
     parcel, book = Parcel(items=[item]), agenda.Agenda()
-    book.add(parcel, [Sendable(item=item, parcel=parcel, context=CONTEXT)])
+    book.add(parcel, [Sendable(item=item, parcel=parcel, context=CONTEXT, at=0)])
     book.join()
     return book, parcel, book.take([CONTEXT])
 
@@ -463,7 +484,7 @@ def test_a_lane_without_association_is_no_word_about_what_it_did_not_ask_for():
     book, first, each = with_one_at_hand()
     other = Item(key=2, sop_uid="1.3", path=Path("none"))
     second, context = Parcel(items=[other]), ("1.2.5", "1.2.4")
-    book.add(second, [Sendable(item=other, parcel=second, context=context)])
+    book.add(second, [Sendable(item=other, parcel=second, context=context, at=0)])
     book.settle(each, Outcome(item=each.item, fault=0x0000))
 
     assert book.leave_without([CONTEXT]) is None

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import struct
-from contextlib import suppress
 
 import pytest
 
@@ -87,14 +86,6 @@ def test_a_file_that_cannot_be_read_now_may_be_read_later(tmp_path):
     assert refused.value.fault is Fault.UNREADABLE
 
 
-def begun(file, reader=None):
-    """Return a reader that has begun with a file, whatever it is."""
-    reader = reader or Reader()
-    with suppress(Unfit):
-        reader.begin(file.fileno())
-    return reader
-
-
 @pytest.mark.parametrize(
     "size",
     [1, PART_BYTES, PART_BYTES + 3, MEMORY_BYTES - 4, MEMORY_BYTES - 3, 3 * MEMORY_BYTES + 1],
@@ -105,7 +96,7 @@ def test_data_set_is_what_stands_in_the_file(tmp_path, size):
     path.write_bytes(b"head" + data)
     with path.open("rb") as file:
         for _ in range(2):  # the memory is used again
-            found = begun(file, reader).read(file.fileno(), 4, sha256)
+            found = reader.read(file.fileno(), 4, sha256)
             parts = [bytes(part) for part in found.parts]
             assert found.size == size and b"".join(parts) == data
             assert all(len(part) == PART_BYTES for part in parts[:-1])
@@ -115,7 +106,7 @@ def test_what_was_hashed_is_what_is_sent(tmp_path):
     path, data = tmp_path / "one", os.urandom(PART_BYTES)
     path.write_bytes(data)
     with path.open("rb") as file:
-        found = begun(file).read(file.fileno(), 0, hashlib.sha256(data).hexdigest())
+        found = Reader().read(file.fileno(), 0, hashlib.sha256(data).hexdigest())
         path.write_bytes(bytes(PART_BYTES))
         assert b"".join(found.parts) == data
 
@@ -125,7 +116,7 @@ def test_another_file_is_not_sent(tmp_path, size):
     path = tmp_path / "one"
     path.write_bytes(bytes(size))
     with path.open("rb") as file, pytest.raises(Unfit, match="SHA-256 differs") as refused:
-        begun(file).read(file.fileno(), 4, hashlib.sha256(bytes(size - 1)).hexdigest())
+        Reader().read(file.fileno(), 4, hashlib.sha256(bytes(size - 1)).hexdigest())
 
     assert refused.value.fault is Fault.ALTERED
 
@@ -134,7 +125,7 @@ def test_file_without_a_data_set_is_not_sent(tmp_path):
     path = tmp_path / "one"
     path.write_bytes(b"head")
     with path.open("rb") as file, pytest.raises(Unfit, match="no data set") as refused:
-        begun(file).read(file.fileno(), 4, None)
+        Reader().read(file.fileno(), 4, None)
 
     assert refused.value.fault is Fault.NO_FILE
 
@@ -143,7 +134,7 @@ def test_file_that_ends_while_it_is_sent_is_noticed(tmp_path):
     path = tmp_path / "one"
     path.write_bytes(bytes(2 * MEMORY_BYTES))
     with path.open("rb") as file:
-        found = begun(file).read(file.fileno(), 4, None)
+        found = Reader().read(file.fileno(), 4, None)
         os.truncate(path, MEMORY_BYTES)
         with pytest.raises(OSError, match="became shorter"):
             list(found.parts)
@@ -153,7 +144,7 @@ def test_long_file_that_changes_while_it_is_sent_is_not_sent_to_its_end(tmp_path
     path, data = tmp_path / "one", os.urandom(MEMORY_BYTES + 5)
     path.write_bytes(data)
     with path.open("rb") as file:
-        found = begun(file).read(file.fileno(), 4, hashlib.sha256(data).hexdigest())
+        found = Reader().read(file.fileno(), 4, hashlib.sha256(data).hexdigest())
         with path.open("r+b") as other:
             other.write(b"another")
         came = []
