@@ -356,15 +356,22 @@ def test_what_a_neighbour_needs_is_not_asked_for_on_behalf_of_others(tmp_path):
     path = write_instance(tmp_path, dataset, ImplicitVRLittleEndian)
     parcels[1].items = [Item(key=99, sop_uid=str(dataset.SOPInstanceUID), path=path)]
 
+    def break_the_first(event):
+        if not archive.seen:  # the second association is asked for when the neighbours are there
+            time.sleep(0.3)
+            archive.answers[event.request.AffectedSOPInstanceUID] = None
+        status = archive.on_store(event)
+        archive.answers.clear()
+        return status
+
     def choosy(event):
         archive.on_request(event)
-        time.sleep(0.2)  # the parcels behind are there
         for context in event.assoc.requestor.requested_contexts:
             if ImplicitVRLittleEndian in context.transfer_syntax:
                 event.assoc.acse.send_reject(1, 1, 1)
                 event.assoc.kill()
 
-    with pacs(archive.on_store, requested=choosy) as peer:
+    with pacs(break_the_first, requested=choosy) as peer:
         list(send_parcels(parcels, terms(peer), 1))
 
     assert faults(parcels[0]) == faults(parcels[2]) == Counter({0: 20})
