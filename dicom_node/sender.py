@@ -241,6 +241,7 @@ class Sender:
 
     def _begun(self, task: DeliveryTask, peer: PeerSettings) -> DeliveryTask:
         """Return what is left of a delivery, which is on record as under way."""
+        task = self._store.deliveries.with_unsent(task)
         task = self._without_present(task, peer) if may_look(task, peer) else task
         self._store.deliveries.begin(task)
         return task

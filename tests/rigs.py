@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from dicom_node.network.parcels import Item
 from dicom_node.network.scp import NodeScp
 from dicom_node.pixel_files import PixelFiles
 from dicom_node.settings import PeerSettings, Settings, make_settings
-from dicom_node.store import Store, open_store
+from dicom_node.store import DeliveryTask, Store, open_store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -137,6 +137,12 @@ class Rig:
     def peer(self) -> PeerSettings:
         """The node as others see it."""
         return destination(self.scp.port)
+
+
+def due_at(store: Store, now: datetime, busy: Collection[str] = ()) -> list[DeliveryTask]:
+    """Return the deliveries to try, each with what its destination has not confirmed."""
+    deliveries = store.deliveries
+    return [deliveries.with_unsent(task) for task in deliveries.due(now, busy)]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Deliveries: one derived series on its way to one destination, instance by instance."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,13 @@ class DeliveryInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryTask:
-    """What is still to be sent to one destination."""
+    """What is still to be sent to one destination.
+
+    Parameters
+    ----------
+    instances
+        Empty until they are looked up: a queue may be long, and change before its end is reached.
+    """
 
     delivery_id: int
     job_id: int
@@ -48,7 +54,7 @@ class DeliveryTask:
     attempts: int
     study_uid: str
     series_uid: str
-    instances: tuple[DeliveryInstance, ...]
+    instances: tuple[DeliveryInstance, ...] = ()
     resends: int = 0  # because the destination did not commit what it said it had
 
     @property
@@ -72,7 +78,7 @@ class DeliveryStore:
         self._database = database
 
     def due(self, now: datetime, busy: Collection[str] = ()) -> list[DeliveryTask]:
-        """Return the deliveries to try now, urgent ones first, with what is not yet sent.
+        """Return the deliveries to try now, urgent ones first, without their instances.
 
         Without those to the destinations that are `busy`: a long queue need not be read every
         second while it is being worked off.
@@ -89,8 +95,12 @@ class DeliveryStore:
             .order_by(rank, delivery.c.id)
         )
         with self._database.reading() as connection:
-            rows = connection.execute(query).all()
-            return [to_task(row, unsent(connection, row.id)) for row in rows]
+            return [to_task(row) for row in connection.execute(query)]
+
+    def with_unsent(self, task: DeliveryTask) -> DeliveryTask:
+        """Return a delivery with the instances that its destination has not confirmed."""
+        with self._database.reading() as connection:
+            return replace(task, instances=unsent(connection, task.delivery_id))
 
     def record_status(
         self, delivery_id: int, derived_instance_id: int, status: int | Fault, now: datetime
@@ -256,8 +266,8 @@ def unknown(work: Work, delivery_id: int, instance_id: int) -> UnknownJob | None
     return UnknownJob(f"delivery {delivery_id} has no derived instance {instance_id}")
 
 
-def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> DeliveryTask:
-    """Return a delivery's row and its unsent instances as a value."""
+def to_task(row: sa.Row[Any]) -> DeliveryTask:
+    """Return a delivery's row as a value."""
     return DeliveryTask(
         delivery_id=row.id,
         job_id=row.job_id,
@@ -265,7 +275,6 @@ def to_task(row: sa.Row[Any], instances: tuple[DeliveryInstance, ...]) -> Delive
         attempts=row.attempts,
         study_uid=row.study_uid,
         series_uid=row.derived_series_uid or row.series_uid,
-        instances=instances,
         resends=row.commit_resends,
     )
 

@@ -27,7 +27,7 @@ from dicom_node.store import (
     Store,
     open_store,
 )
-from tests.rigs import MR, NOW, SOURCE, encoded, incoming, make_instance, rig_settings
+from tests.rigs import MR, NOW, SOURCE, due_at, encoded, incoming, make_instance, rig_settings
 
 SERIES = "1.2.826.0.3"
 PACS = {"name": "pacs", "ae_title": "PACS", "host": "localhost", "roles": ["destination"]}
@@ -125,7 +125,7 @@ class AgedNode:
 
     def sent(self, job: JobRow, now: datetime = NOW, *, commitment: bool = True) -> JobRow:
         """Let the destinations of a published job take everything; DELIVERED without commitment."""
-        for task in self.store.deliveries.due(now):
+        for task in due_at(self.store, now):
             for one in task.instances:
                 self.store.deliveries.record_status(
                     task.delivery_id, one.derived_instance_id, 0x0000, now

@@ -24,6 +24,7 @@ from sr_engine.errors import GeometryError
 from tests import phantoms, variants
 from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.dicom_node.test_performer import UID, Line
+from tests.rigs import due_at
 from tests.ups_manager import task_manager
 
 NAMES = ["axial", "sagittal"]
@@ -116,7 +117,7 @@ def test_one_doubtful_volume_holds_the_job_and_release_sends_both(node):
     assert (job.state, job.held_by) == (JobState.HELD, HeldBy.QUALITY)
     assert job.reason == "The result is doubtful: sagittal: The residual is large."
     assert release(node.store, job.id, now()) is JobState.DERIVED
-    [task] = node.store.deliveries.due(now())
+    [task] = due_at(node.store, now())
     assert set(task.by_series) == set(series_of(node))
 
 

@@ -13,7 +13,7 @@ from dicom_node.states import FINAL, HeldBy, JobState
 from dicom_node.store import Reference
 from dicom_node.store.lots import DERIVED, ORIGINALS
 from tests.dicom_node.aged import COMMITTING, LONG, PACS, SERIES, aged_node, image
-from tests.rigs import MR, NOW, SOURCE, rig_settings
+from tests.rigs import MR, NOW, SOURCE, due_at, rig_settings
 
 DAY = timedelta(days=1)
 LATER = NOW + LONG
@@ -494,7 +494,7 @@ def test_a_late_slice_of_a_deleted_forwarded_series_is_forwarded_alone(node):
 
     tick(node, FORWARD)
 
-    (task,) = node.store.deliveries.due(LATER + DAY)
+    (task,) = due_at(node.store, LATER + DAY)
     assert [one.sop_uid for one in task.instances] == [f"{SERIES}.4"]
     assert "3 of its 4 images were deleted by retention and are not sent again" in node.job().reason
 
@@ -506,7 +506,7 @@ def test_a_series_that_was_skipped_and_deleted_can_be_forwarded_in_part(node):
 
     tick(node, FORWARD)
 
-    (task,) = node.store.deliveries.due(LATER + DAY)
+    (task,) = due_at(node.store, LATER + DAY)
     assert [one.sop_uid for one in task.instances] == [f"{SERIES}.4"]
 
 

@@ -26,7 +26,7 @@ from dicom_node.rejection_notes import SAFETY
 from dicom_node.sender import MOST_AHEAD, WANTED_S, Sender
 from dicom_node.settings import Settings
 from dicom_node.store import DerivedInstance, DerivedSeries, Grounds, NewInstance, open_store
-from tests.rigs import MR, NOW, pacs, rig_settings, write_series
+from tests.rigs import MR, NOW, due_at, pacs, rig_settings, write_series
 from tests.webserver import Told, web_server
 
 LATER = NOW + timedelta(hours=2)
@@ -129,7 +129,7 @@ def test_warning_counts_as_sent(store, tmp_path, status):
 
 def test_a_file_that_is_not_the_published_one_any_more_is_not_sent(store, tmp_path):
     job_id = publish(store, tmp_path / "a")
-    changed = store.deliveries.due(NOW)[0].instances[1]
+    changed = due_at(store, NOW)[0].instances[1]
     changed.path.write_bytes(changed.path.read_bytes()[:-2] + b"\1\1")
     with LoopbackArchive(tmp_path / "archive") as archive:
         sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
@@ -141,7 +141,7 @@ def test_a_file_that_is_not_the_published_one_any_more_is_not_sent(store, tmp_pa
 
 def test_lasting_refusal_ends_the_delivery_with_a_reason(store, tmp_path):
     job_id = publish(store, tmp_path / "a")
-    bad = store.deliveries.due(NOW)[0].instances[1].sop_uid
+    bad = due_at(store, NOW)[0].instances[1].sop_uid
 
     def answer(event):
         return 0xA900 if event.request.AffectedSOPInstanceUID == bad else 0x0000
@@ -166,7 +166,7 @@ def test_passing_fault_is_tried_again_with_what_is_missing_only(store, tmp_path)
         attempts[uid] += 1
         return 0xA700 if uid == bad and attempts[uid] == 1 else 0x0000
 
-    bad = store.deliveries.due(NOW)[0].instances[2].sop_uid
+    bad = due_at(store, NOW)[0].instances[2].sop_uid
     with pacs(full_at_first) as peer:
         sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
         sender.run_once(NOW)
@@ -224,7 +224,7 @@ def test_nobody_there_is_tried_again_and_given_up_at_last(store, tmp_path):
 
 def test_lost_file_is_named(store, tmp_path):
     job_id = publish(store, tmp_path / "a")
-    gone = store.deliveries.due(NOW)[0].instances[0]
+    gone = due_at(store, NOW)[0].instances[0]
     gone.path.unlink()
     with LoopbackArchive(tmp_path / "archive") as archive:
         sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
@@ -283,7 +283,7 @@ def test_switch_stops_a_delivery_after_the_instance_under_way(store, tmp_path):
         sender.run_once(NOW)
         row = delivery(store, job_id)
         assert row["state"] == "PENDING" and row["attempts"] == 0
-        assert len(store.deliveries.due(NOW)[0].instances) == 3
+        assert len(due_at(store, NOW)[0].instances) == 3
 
 
 def test_superseded_result_is_not_sent_on(store, tmp_path):
@@ -331,7 +331,7 @@ def test_stop_finishes_the_instance_under_way(store, tmp_path):
         sender.start()
         under_way.wait(20)
         sender.stop()
-        [task] = store.deliveries.due(LATER)
+        [task] = due_at(store, LATER)
 
     assert len(task.instances) == 3
     assert store.jobs.get(job_id).state == "DERIVED"
@@ -351,14 +351,14 @@ def test_stopped_between_two_deliveries_it_does_not_touch_the_next_one(
         sender.run_once(NOW)
 
     assert begun == jobs[:1]
-    assert len(store.deliveries.due(LATER)) == 3
+    assert len(due_at(store, LATER)) == 3
 
 
 def test_a_web_archive_whose_index_is_late_is_waited_for(store, tmp_path):
     job_id = publish(store, tmp_path / "a")
     rows = [
         {"00080018": {"vr": "UI", "Value": [each.sop_uid]}}
-        for each in store.deliveries.due(NOW)[0].instances
+        for each in due_at(store, NOW)[0].instances
     ]
     now = NOW
 
@@ -436,7 +436,7 @@ def test_killed_sender_leaves_only_the_unrecorded_instances_to_send_again(store,
         os.kill(child.pid, signal.SIGKILL)
         child.wait(10)
         before = Counter(archive.received)
-        left = {each.sop_uid for each in store.deliveries.due(LATER)[0].instances}
+        left = {each.sop_uid for each in due_at(store, LATER)[0].instances}
         Sender(store, settings, clock=lambda: LATER).run_once(LATER)
         after = Counter(archive.received)
 
@@ -490,20 +490,18 @@ def test_the_older_version_of_a_corrected_original_is_not_taken_for_it(
 ):
     """An archive that knows the UID: by its answer, or because it shows it when it is queried."""
     job_id = publish(store, tmp_path / "a", count=1)
-    due = store.deliveries.due
+    there = {i.sop_uid for task in due_at(store, NOW) for i in task.instances}
+    with_unsent = store.deliveries.with_unsent
 
-    def forwarded(now, busy=()):
-        return [
-            replace(task, instances=tuple(replace(i, corrected=corrected) for i in task.instances))
-            for task in due(now, busy)
-        ]
+    def forwarded(task):
+        found = with_unsent(task).instances
+        return replace(task, instances=tuple(replace(i, corrected=corrected) for i in found))
 
-    monkeypatch.setattr(store.deliveries, "due", forwarded)
+    monkeypatch.setattr(store.deliveries, "with_unsent", forwarded)
     with pacs(lambda event: 0x0111) as peer:
         sender = sender_for(store, tmp_path, ("pacs", "PACS", peer.port))
         if query:
             monkeypatch.setattr("dicom_node.sender.may_look", lambda task, peer: True)
-            there = {i.sop_uid for task in due(NOW) for i in task.instances}
             monkeypatch.setattr(sender, "_there", lambda task, peer: there)
         sender.run_once(NOW)
 
@@ -647,7 +645,7 @@ def test_every_destination_has_an_association_and_what_is_left_is_shared():
 
 def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
     publish(store, tmp_path / "a")
-    tasks = store.deliveries.due(NOW)
+    tasks = due_at(store, NOW)
     tasks[0].instances[0].path.unlink()
     tasks[0].instances[1].path.write_bytes(b"altered")
     with LoopbackArchive(tmp_path / "archive") as archive:
@@ -660,7 +658,7 @@ def test_what_had_no_answer_is_counted_as_failed(store, tmp_path):
 def test_each_destination_goes_its_own_way_whatever_its_protocol(store, tmp_path):
     """One is refused an instance for now, one for good, one has everything."""
     job_id = publish(store, tmp_path / "a", destinations=("pacs", "busy", "strict"))
-    [task, *_] = store.deliveries.due(NOW)
+    [task, *_] = due_at(store, NOW)
     uids = [each.sop_uid for each in task.instances]
 
     def refusing(reason):
@@ -693,7 +691,7 @@ def test_each_destination_goes_its_own_way_whatever_its_protocol(store, tmp_path
 
         states = {row["destination"]: row["state"] for row in store.deliveries.of_job(job_id)}
         assert states == {"pacs": "SENT", "busy": "PENDING", "strict": "DEAD"}
-        again = {one.destination: one.instances for one in store.deliveries.due(LATER)}
+        again = {one.destination: one.instances for one in due_at(store, LATER)}
         assert [each.sop_uid for each in again["busy"]] == uids[:1]
         Sender(store, settings, clock=lambda: LATER, rng=Random(1)).run_once(LATER)
         posts = [asked for asked in busy.asked if asked.method == "POST"]

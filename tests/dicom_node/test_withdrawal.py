@@ -29,7 +29,7 @@ from dicom_node.worker import Worker
 from dicom_node.worker.weights import load_bundle
 from tests import phantoms
 from tests.dicom_node.nodes import copying_engine, queued_node
-from tests.rigs import pacs
+from tests.rigs import due_at, pacs
 from tests.validators import errors
 
 ARTIFACT = Code(value="111207", meaning="Image artifact(s)")
@@ -231,7 +231,7 @@ def test_a_result_that_nobody_has_needs_no_note(tmp_path):
 
     assert withdrawal.send_notes(node.store, node.settings, now()) == 0
     assert series_job(node).state is JobState.CANCELLED
-    assert node.store.deliveries.due(now()) == []
+    assert due_at(node.store, now()) == []
     node.store.close()
 
 

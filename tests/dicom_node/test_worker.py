@@ -26,7 +26,7 @@ from dicom_node.worker.watch import Shutdown, Watch
 from sr_engine.errors import GeometryError, WeightsError
 from tests import phantoms
 from tests.dicom_node.nodes import ANY_MR, PACS, copying_engine, queued_node
-from tests.rigs import SOURCE, rig_settings
+from tests.rigs import SOURCE, due_at, rig_settings
 
 FAST = {"lease_s": 1.0, "heartbeat_s": 0.1}
 
@@ -477,7 +477,7 @@ def sent_to(node):
     kinds = {one.sop_uid: one.kind for one in node.store.jobs.derived(node.job.id)}
     return {
         task.destination: [kinds[each.sop_uid] for each in task.instances]
-        for task in node.store.deliveries.due(datetime.now(UTC))
+        for task in due_at(node.store, datetime.now(UTC))
     }
 
 
@@ -537,20 +537,20 @@ def test_a_companion_that_is_switched_off_is_not_sent_again(tmp_path):
     node = queued_node(tmp_path, peers=[SOURCE, PACS | report])
     work(node, copying_engine())
     now = datetime.now(UTC)
-    [task] = node.store.deliveries.due(now)
+    [task] = due_at(node.store, now)
     for one in task.instances[:-1]:
         node.store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
     node.store.deliveries.finish(task.delivery_id, Verdict.PERMANENT, "no such SOP class", now)
     assert node.job.state is JobState.DEAD
 
     requeue_job(node.settings, node.store, node.job.id, now)
-    [again] = node.store.deliveries.due(now)
+    [again] = due_at(node.store, now)
     assert [one.sop_uid for one in again.instances] == [task.instances[-1].sop_uid]
 
     node.store.deliveries.finish(task.delivery_id, Verdict.PERMANENT, "no such SOP class", now)
     without = rig_settings(tmp_path / "state", peers=[SOURCE, PACS], rules=[ANY_MR])
     requeue_job(without, node.store, node.job.id, now)
-    [again] = node.store.deliveries.due(now)
+    [again] = due_at(node.store, now)
     assert again.instances == ()
 
     node.store.deliveries.finish(task.delivery_id, Verdict.SENT, "there", now)

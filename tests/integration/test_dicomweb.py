@@ -21,7 +21,7 @@ from tests.dicom_node.nodes import copying_engine, queued_node
 from tests.dicom_node.test_sender import delivery, publish
 from tests.dicom_node.web.test_access import site
 from tests.integration.partners import DICOMWEB, Orthanc, free_port, wait_for
-from tests.rigs import NOW, destination, make_instance, rig_settings, write_instance
+from tests.rigs import NOW, destination, due_at, make_instance, rig_settings, write_instance
 
 QUICK = {"interval_s": 0.1, "timeout_s": 20.0, "backoff_first_s": 0.1, "backoff_last_s": 0.5}
 
@@ -56,7 +56,7 @@ def test_a_result_is_delivered_when_orthanc_shows_every_instance(
     vna = {"name": "pacs", "protocol": "dicomweb", "url": web_archive.url}
     settings = rig_settings(tmp_path, peers=[vna | {"roles": ["destination"]}], sending=QUICK)
     job_id = publish(store, tmp_path / "a")
-    [task] = store.deliveries.due(NOW)
+    [task] = due_at(store, NOW)
     uids = [each.sop_uid for each in task.instances]
     # As if it had answered success for them and stored nothing.
     store.deliveries.record_present(task.delivery_id, uids[:lost], NOW)
@@ -77,7 +77,7 @@ def test_what_is_there_is_not_sent_again(web_archive, store, tmp_path):
     vna = {"name": "pacs", "protocol": "dicomweb", "url": web_archive.url}
     settings = rig_settings(tmp_path, peers=[vna | {"roles": ["destination"]}], sending=QUICK)
     job_id = publish(store, tmp_path / "a")
-    [task] = store.deliveries.due(NOW)
+    [task] = due_at(store, NOW)
     first = [
         Item(key=number, sop_uid=each.sop_uid, path=each.path)
         for number, each in enumerate(task.instances[:3])

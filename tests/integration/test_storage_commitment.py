@@ -10,7 +10,7 @@ from dicom_node.network import scu
 from dicom_node.sender import Sender
 from tests.dicom_node.test_sender import delivery, publish
 from tests.integration.partners import wait_for
-from tests.rigs import MR, NOW, SOURCE, running_node, write_series
+from tests.rigs import MR, NOW, SOURCE, due_at, running_node, write_series
 
 QUICK = {"interval_s": 0.1, "timeout_s": 10.0, "backoff_first_s": 0.1, "backoff_last_s": 0.5}
 
@@ -37,7 +37,7 @@ def node_beside(tmp_path, archive, **files):
 def test_orthanc_commits_and_what_it_never_had_is_sent_again(archive, tmp_path, lost):
     with node_beside(tmp_path, archive) as node:
         job_id = publish(node.store, tmp_path / "a")
-        [task] = node.store.deliveries.due(NOW)
+        [task] = due_at(node.store, NOW)
         uids = [each.sop_uid for each in task.instances]
         # As if Orthanc had answered Success for them and stored nothing.
         node.store.deliveries.record_present(task.delivery_id, uids[:lost], NOW)

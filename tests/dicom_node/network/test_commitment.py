@@ -13,7 +13,7 @@ from dicom_node.sender import Sender
 from dicom_node.store import open_store
 from tests.dicom_node.committers import Archive, call_back, item, report_of, wait_for
 from tests.dicom_node.test_sender import delivery, publish
-from tests.rigs import NOW, SOURCE, Rig, running_node
+from tests.rigs import NOW, SOURCE, Rig, due_at, running_node
 
 QUICK = {"interval_s": 0.05, "timeout_s": 2.0, "backoff_first_s": 0.05, "backoff_last_s": 0.05}
 
@@ -86,7 +86,7 @@ def test_only_what_failed_is_sent_again(tmp_path):
     archive = Archive()
     with archive.listening(), node_with(tmp_path, archive, sending={"enabled": False}) as node:
         job_id = publish(node.store, tmp_path / "a")
-        task = node.store.deliveries.due(NOW)[0]
+        task = due_at(node.store, NOW)[0]
         lost = task.instances[2].sop_uid
         archive.loses = {lost}
         node.store.switches.set("sending", True, NOW)
@@ -359,7 +359,7 @@ def test_every_series_of_a_delivery_is_queried(tmp_path):
     with archive.listening(), node_with(tmp_path, archive, query=True) as node:
         node.store.switches.set("sending", False, NOW)
         job_id = publish(node.store, tmp_path / "a", companions=1)
-        [task] = node.store.deliveries.due(NOW)
+        [task] = due_at(node.store, NOW)
         series |= {one.sop_uid: one.series_uid or task.series_uid for one in task.instances}
         node.store.switches.set("sending", True, NOW)
         wait_state(node, job_id, "DELIVERED")
@@ -388,7 +388,7 @@ def test_altered_file_is_not_sent(tmp_path):
     archive = Archive()
     with archive.listening(), node_with(tmp_path, archive, sending={"enabled": False}) as node:
         job_id = publish(node.store, tmp_path / "a")
-        bad = node.store.deliveries.due(NOW)[0].instances[1]
+        bad = due_at(node.store, NOW)[0].instances[1]
         bad.path.write_bytes(bad.path.read_bytes()[:-1] + b"\x07")
         node.store.switches.set("sending", True, NOW)
         wait_state(node, job_id, "DEAD")

@@ -8,12 +8,13 @@ import sqlalchemy as sa
 from dicom_node.states import JobState
 from dicom_node.store import Report, Resends, open_store, schema
 from tests.dicom_node.store.conftest import migrate_to
+from tests.rigs import due_at
 
 MINUTE = timedelta(minutes=1)
 
 
 def send_all(store, now, *, commitment=True) -> None:
-    for task in store.deliveries.due(now):
+    for task in due_at(store, now):
         for one in task.instances:
             store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
         store.deliveries.finish(task.delivery_id, "sent", "stored", now, commitment=commitment)
@@ -93,8 +94,8 @@ def test_what_failed_is_due_again_and_what_is_committed_stays(store, asked, now)
     assert take(store, now, committed=[kept], failed={lost: 0x0112}).state == "PENDING"
 
     assert figures(store) == ("PENDING", 1, 1)
-    assert store.deliveries.due(now) == []  # after a pause only
-    [task] = store.deliveries.due(now + MINUTE)
+    assert due_at(store, now) == []  # after a pause only
+    [task] = due_at(store, now + MINUTE)
     assert [one.sop_uid for one in task.instances] == [lost]
     send_all(store, now + MINUTE)
     assert ask(store, now + MINUTE, "2.25.2") == [lost]
@@ -105,7 +106,7 @@ def test_resends_are_bounded_and_a_person_can_start_afresh(store, asked, now):
     for number in range(2, 4):
         take(store, now, f"2.25.{number - 1}", [kept], {lost: 0x0110}, max_resends=2)
         pause = (number - 1) * MINUTE
-        assert store.deliveries.due(now + 0.9 * pause) == []
+        assert due_at(store, now + 0.9 * pause) == []
         now += pause
         send_all(store, now)
         ask(store, now, f"2.25.{number}")
@@ -129,7 +130,7 @@ def test_what_was_lost_is_sent_when_a_person_asks_for_it(store, asked, now, most
 
     store.jobs.requeue(job_id, now)
 
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     due = {one.sop_uid for one in task.instances}
     assert due == ({lost, refused} if other == 0x0110 else {lost})
 
@@ -156,7 +157,7 @@ def test_late_commitment_ends_a_resend_that_is_under_way(store, asked, now):
     job_id, uids = asked
     ask(store, now + MINUTE, "2.25.2")
     take(store, now, "2.25.2", failed=dict.fromkeys(uids, 0x0112))
-    [task] = store.deliveries.due(now + 2 * MINUTE)
+    [task] = due_at(store, now + 2 * MINUTE)
 
     assert take(store, now, "2.25.1", everything=True).state == "COMMITTED"
 
@@ -164,7 +165,7 @@ def test_late_commitment_ends_a_resend_that_is_under_way(store, asked, now):
     assert (
         store.deliveries.finish(task.delivery_id, "sent", "x", now, commitment=True) == "COMMITTED"
     )
-    assert store.deliveries.due(now + 9 * MINUTE) == []
+    assert due_at(store, now + 9 * MINUTE) == []
 
 
 def sent_times(store):

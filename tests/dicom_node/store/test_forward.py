@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dicom_node.states import JobState
+from tests.rigs import due_at
 
 
 def decide(store, job_id, now, received, destinations=("pacs",)):
@@ -21,7 +22,7 @@ def received(store, new_instance, now):
 
 
 def send_all(store, now):
-    for task in store.deliveries.due(now):
+    for task in due_at(store, now):
         for one in task.instances:
             store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
         store.deliveries.finish(task.delivery_id, "sent", "stored", now)
@@ -30,7 +31,7 @@ def send_all(store, now):
 def test_originals_are_due_for_every_destination(store, received, now):
     assert decide(store, received, now, 2, ("pacs", "research"))
 
-    tasks = store.deliveries.due(now)
+    tasks = due_at(store, now)
     assert [task.destination for task in tasks] == ["pacs", "research"]
     for task in tasks:
         assert [one.sop_uid for one in task.instances] == ["1.2.3.1", "1.2.3.2"]
@@ -51,7 +52,7 @@ def test_forwarded_series_is_delivered_and_says_what_was_sent(store, received, n
 
 def test_slice_that_arrives_meanwhile_makes_the_decision_void(store, received, now):
     assert not decide(store, received, now, 1)
-    assert store.deliveries.due(now) == []
+    assert due_at(store, now) == []
 
 
 @pytest.mark.parametrize("sent", [False, True])
@@ -62,7 +63,7 @@ def test_late_slice_is_forwarded_by_a_new_generation(store, received, new_instan
     again = store.series.record_instance(new_instance(3), now).job_id
     assert decide(store, again, now, 3)
 
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     assert task.job_id == again and len(task.instances) == 3
     send_all(store, now)
     assert store.jobs.get(received).state == JobState.SUPERSEDED
@@ -81,7 +82,7 @@ def test_requeue_of_a_forwarded_series_forwards_it_again(store, received, now, e
     again = store.jobs.requeue(received, now, ["elsewhere"])
 
     assert store.jobs.get(again).state == JobState.DERIVED  # the engine has no use for it
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     assert (task.job_id, task.destination, len(task.instances)) == (again, "pacs", 2)
     send_all(store, now)
     assert store.jobs.get(again).reason == "The originals were sent to pacs."
@@ -98,5 +99,5 @@ def test_an_original_that_was_corrected_is_known_as_such(store, received, now, n
 
     assert again.outcome == "corrected" and again.job_id != received
     assert decide(store, again.job_id, now, 2)
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     assert [one.corrected for one in task.instances] == [False, True]

@@ -11,6 +11,7 @@ from dicom_node.states import HeldBy, JobState
 from dicom_node.store import open_store
 from dicom_node.store.moves import locked_job
 from tests.dicom_node.store.conftest import POSTGRESQL, claim_all, queue_many
+from tests.rigs import due_at
 
 LEASE = timedelta(seconds=60)
 LATER = timedelta(seconds=61)
@@ -134,7 +135,7 @@ def test_publishing_is_one_step_to_derived_with_its_deliveries(store, published,
     job = store.jobs.get(job_id)
     assert (job.state, job.derived_series_uid) == (JobState.DERIVED, "2.25.123")
     assert (job.recipe_digest, job.published_at, job.figures) == ("a" * 64, now, {"residual": 1.0})
-    assert [task.destination for task in store.deliveries.due(now)] == ["pacs", "research"]
+    assert [task.destination for task in due_at(store, now)] == ["pacs", "research"]
     assert len(store.jobs.derived(job_id)) == 2
 
 
@@ -169,7 +170,7 @@ def test_a_second_publication_is_refused(store, published, derived, now):
 
     with pytest.raises(LeaseLost):
         store.jobs.publish(job_id, "w", derived(), ["pacs"], now)
-    assert len(store.deliveries.due(now)) == 1
+    assert len(due_at(store, now)) == 1
 
 
 def test_a_result_without_an_instance_is_refused(derived):
@@ -187,7 +188,7 @@ def test_a_result_held_by_quality_is_published_on_release(store, queued, derived
     store.jobs.publish_held(job_id, ["pacs"], now)
 
     assert store.jobs.get(job_id).state == JobState.DERIVED
-    assert len(store.deliveries.due(now)[0].instances) == 2
+    assert len(due_at(store, now)[0].instances) == 2
 
 
 def test_a_result_held_by_the_gate_is_never_released(store, queued, derived, now):
@@ -246,13 +247,13 @@ def test_requeueing_a_dead_job_gives_it_all_attempts_again(store, queued, now):
 
 def test_requeueing_a_failed_delivery_only_sends_again(store, published, now):
     job_id = published()
-    (task,) = store.deliveries.due(now)
+    (task,) = due_at(store, now)
     store.deliveries.record_status(task.delivery_id, task.instances[0].derived_instance_id, 0, now)
     store.deliveries.finish(task.delivery_id, "permanent", "refused", now)
 
     assert store.jobs.requeue(job_id, now) == job_id
 
-    (again,) = store.deliveries.due(now)
+    (again,) = due_at(store, now)
     assert (again.attempts, len(again.instances)) == (0, 1)
 
 
@@ -262,7 +263,7 @@ def test_reprocessing_a_published_series_is_a_new_generation(store, published, n
     if cancelled:
         store.jobs.cancel(job_id, now)
     else:
-        (task,) = store.deliveries.due(now)
+        (task,) = due_at(store, now)
         for one in task.instances:
             store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
         store.deliveries.finish(task.delivery_id, "sent", "stored", now)
@@ -279,7 +280,7 @@ def test_cancelling_stops_the_deliveries(store, published, now):
 
     store.jobs.cancel(job_id, now)
 
-    assert store.deliveries.due(now) == []
+    assert due_at(store, now) == []
 
 
 def test_a_move_that_the_table_does_not_know_changes_nothing(store, queued, now):

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 from dicom_node.errors import IllegalTransition, LeaseLost
 from dicom_node.states import HeldBy
 from dicom_node.store import DerivedInstance, DerivedSeries, NewInstance, open_store
+from tests.rigs import due_at
 
 LEASE = timedelta(seconds=60)
 SERIES = st.sampled_from(["1.1", "1.2", "1.3"])
@@ -98,7 +99,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(outcome=st.sampled_from(["sent", "transient", "permanent"]))
     def send(self, outcome):
-        for task in self.store.deliveries.due(self.now):
+        for task in due_at(self.store, self.now):
             for one in task.instances if outcome == "sent" else ():
                 self.store.deliveries.record_status(
                     task.delivery_id, one.derived_instance_id, 0, self.now

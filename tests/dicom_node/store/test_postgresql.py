@@ -17,6 +17,7 @@ from dicom_node.store.database import Database
 from dicom_node.store.moves import create_job, locked_job, move, new_generation
 from dicom_node.store.occupancy import Occupancy
 from dicom_node.store.withdrawals import withdraw_results
+from tests.rigs import due_at
 
 MINUTE = timedelta(minutes=1)
 SECRET = "geheim-4711"
@@ -77,7 +78,7 @@ def test_who_waits_for_a_job_holds_nothing_that_its_holder_may_want(
     store, published, now, beside, deed
 ):
     job_id = published()
-    (delivery,) = store.deliveries.due(now)
+    (delivery,) = due_at(store, now)
     for one in delivery.instances:
         store.deliveries.record_status(delivery.delivery_id, one.derived_instance_id, 0, now)
     finish(store, delivery, now)
@@ -97,7 +98,7 @@ def test_who_waits_for_a_job_holds_nothing_that_its_holder_may_want(
 
 def test_two_destinations_that_end_at_once_end_the_job(store, published, now, beside):
     job_id = published(destinations=("pacs", "research"))
-    both = store.deliveries.due(now)
+    both = due_at(store, now)
     for task in both:
         for one in task.instances:
             store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)

@@ -13,6 +13,7 @@ from dicom_node.states import HeldBy, JobState
 from dicom_node.store import DerivedSeries, schema
 from dicom_node.store.arrivals import record_all
 from dicom_node.store.overview import series_lines
+from tests.rigs import due_at
 
 LEASE = timedelta(seconds=60)
 
@@ -250,14 +251,14 @@ def test_a_late_slice_after_publication_stops_the_pending_deliveries(
     late = store.series.record_instance(new_instance(2), now)
 
     assert store.jobs.get(job_id).state == JobState.SUPERSEDED
-    assert store.deliveries.due(now) == []
+    assert due_at(store, now) == []
     assert [d["state"] for d in store.deliveries.of_job(job_id)] == ["STOPPED"]
     assert store.jobs.get(late.job_id).generation == 2
 
 
 def test_a_late_slice_after_delivery_makes_a_new_generation(store, new_instance, published, now):
     job_id = published()
-    (task,) = store.deliveries.due(now)
+    (task,) = due_at(store, now)
     for one in task.instances:
         store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
     store.deliveries.finish(task.delivery_id, "sent", "stored", now)
@@ -288,7 +289,7 @@ def test_a_late_slice_of_a_dead_delivery_makes_a_new_generation(
     store, new_instance, published, now
 ):
     job_id = published()
-    (task,) = store.deliveries.due(now)
+    (task,) = due_at(store, now)
     store.deliveries.finish(task.delivery_id, "permanent", "refused", now)
     assert store.jobs.get(job_id).state == JobState.DEAD
 
@@ -311,7 +312,7 @@ def test_a_late_slice_does_not_undo_a_persons_cancel(store, new_instance, now):
 def test_the_listing_has_the_shape_that_scripts_rely_on(store, new_instance, published, now):
     published()
     store.series.record_instance(new_instance(1, "1.2.4", description="t2"), now)
-    (task,) = store.deliveries.due(now)
+    (task,) = due_at(store, now)
     first = task.instances[0].derived_instance_id
     store.deliveries.record_status(task.delivery_id, first, 0, now)
 

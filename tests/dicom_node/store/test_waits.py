@@ -6,6 +6,7 @@ import pytest
 
 from dicom_node.states import JobState
 from dicom_node.store import Reference
+from tests.rigs import due_at
 
 LEASE = timedelta(seconds=60)
 DAY = timedelta(days=1)
@@ -60,19 +61,19 @@ def test_a_living_workers_lease_does_not_end_when_the_clock_is_set_forward(
 @pytest.mark.parametrize("longest", [timedelta(0), timedelta(hours=1)])
 def test_long_pauses_end_and_others_go_on(store, published, new_instance, now, longest):
     job_id = published()
-    (task,) = store.deliveries.due(now)
+    (task,) = due_at(store, now)
     earlier = now - DAY
     store.deliveries.finish(task.delivery_id, "transient", "no", now, now + timedelta(minutes=5))
-    assert store.deliveries.due(earlier) == []
+    assert due_at(store, earlier) == []
 
     store.waits.restart(earlier, LEASE, not_after=earlier + longest)
-    assert [each.job_id for each in store.deliveries.due(earlier)] == [job_id]
+    assert [each.job_id for each in due_at(store, earlier)] == [job_id]
 
     store.deliveries.finish(
         task.delivery_id, "transient", "no", earlier, earlier + timedelta(minutes=5)
     )
     store.waits.restart(earlier, LEASE, not_after=earlier + longest)
-    assert bool(store.deliveries.due(earlier)) == (not longest)
+    assert bool(due_at(store, earlier)) == (not longest)
 
 
 def test_a_failed_attempt_is_tried_again(store, new_instance, now):

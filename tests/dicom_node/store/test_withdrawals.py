@@ -14,6 +14,7 @@ from dicom_node.states import JobState
 from dicom_node.store import DerivedInstance, Grounds, Limits, Report, Resends
 from dicom_node.withdrawal import to_note
 from tests.dicom_node.store.conftest import SQLITE
+from tests.rigs import due_at
 
 GROUNDS = Grounds(title=SAFETY, reason="it was wrong.")
 WEIGHTS = "b" * 64
@@ -27,7 +28,7 @@ def note(job_id: int) -> DerivedInstance:
 
 
 def send_all(store, now, *destinations) -> None:
-    for task in store.deliveries.due(now):
+    for task in due_at(store, now):
         if task.destination in destinations:
             for one in task.instances:
                 store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
@@ -53,13 +54,13 @@ def test_a_recall_stops_what_is_pending_and_owes_a_note_to_who_has_it(store, sen
 
     assert (found.job_id, found.destinations) == (sent, ("pacs",))
     assert store.jobs.get(sent).state is JobState.CANCELLED
-    assert store.deliveries.due(now) == []
+    assert due_at(store, now) == []
     [owed] = store.withdrawals.owed()
     assert owed.destinations == ("pacs",) and len(owed.instances) == 2
     store.withdrawals.announce(owed, note(sent), "2.25.78", now)
     store.withdrawals.announce(owed, note(sent), "2.25.78", now)  # somebody was faster
     assert store.withdrawals.owed() == []
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     assert [one.sop_uid for one in task.instances] == [note(sent).sop_uid]
     send_all(store, now, "pacs")
     assert store.withdrawals.note_states()["DELIVERED"] == 1
@@ -98,7 +99,7 @@ def test_a_late_slice_does_not_stop_a_note(store, sent, new_instance, now):
 
     store.series.record_instance(new_instance(99, series_uid=series_uid), now)
 
-    assert [task.destination for task in store.deliveries.due(now)] == ["pacs"]
+    assert [task.destination for task in due_at(store, now)] == ["pacs"]
     assert store.jobs.of_series(series_uid)[-1].generation == 1
 
 
@@ -115,7 +116,7 @@ def test_rejected_images_are_remembered_once(store, sent, new_instance, now):
 def test_who_may_have_got_something_while_it_was_withdrawn_is_told_too(store, published, now):
     """An association that breaks leaves no status: the archive may have the instance."""
     published(destinations=["pacs"])
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     store.withdrawals.recall(WEIGHTS, GROUNDS, now)
     assert store.withdrawals.owed() == []
 
@@ -152,7 +153,7 @@ def test_notes_that_cannot_be_made_do_not_stand_before_the_others(
 def test_what_a_person_asked_to_be_sent_again_may_still_be_there(store, published, now, commitment):
     """Attempts count anew then, but what went before may have left something at the archive."""
     job_id = published(destinations=["pacs"])
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     for one in task.instances:
         fault = 0 if commitment else Fault.TIMED_OUT
         store.deliveries.record_status(task.delivery_id, one.derived_instance_id, fault, now)
@@ -262,5 +263,5 @@ def test_a_note_whose_file_retention_took_is_sent_to_one_destination_more(store,
     [owed] = store.withdrawals.owed()
     store.withdrawals.announce(owed, note(sent), "2.25.78", now)
 
-    [task] = store.deliveries.due(now)
+    [task] = due_at(store, now)
     assert [one.sop_uid for one in task.instances] == [note(sent).sop_uid]
