@@ -114,6 +114,29 @@ def test_due_delivery_is_sent_and_its_job_delivered(store, tmp_path):
     assert store.jobs.get(job_id).state == "DELIVERED"
 
 
+def test_what_was_confirmed_while_its_delivery_waited_for_its_turn_is_not_sent_again(
+    store, tmp_path, monkeypatch
+):
+    job_id = publish(store, tmp_path / "a")
+    due = store.deliveries.due
+
+    def confirmed_meanwhile(now, busy=()):
+        tasks = due(now, busy)
+        for task in map(store.deliveries.with_unsent, tasks):
+            one = task.instances[1]
+            store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
+            confirmed.append(one.sop_uid)
+        return tasks
+
+    confirmed = []
+    monkeypatch.setattr(store.deliveries, "due", confirmed_meanwhile)
+    with LoopbackArchive(tmp_path / "archive") as archive:
+        sender_for(store, tmp_path, ("pacs", "ARCHIVE", archive.port)).run_once(NOW)
+
+    assert len(archive.received) == 3 and not set(confirmed) & set(archive.received)
+    assert store.jobs.get(job_id).state == "DELIVERED"
+
+
 @pytest.mark.parametrize("status", [0xB000, 0xB006, 0xB007, 0x0111])
 def test_warning_counts_as_sent(store, tmp_path, status):
     job_id = publish(store, tmp_path / "a")

@@ -6,7 +6,9 @@ The peers are bare sockets: what they say must not depend on any library.
 import socket
 import struct
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -157,6 +159,24 @@ def test_command_of_a_long_instance_goes_before_it_once(tmp_path):
 
     assert outcome.fault == 0x0000
     assert archive.endings == ["released"]
+
+
+def test_what_is_still_on_its_way_to_the_peer_is_no_silence(tmp_path):
+    """Our system takes it sooner than a slow line does."""
+    dataset = make_instance(1, NumberOfFrames=20)
+    dataset.PixelData = bytes(32 * 48 * 2 * 20)  # three seconds on the slowest line
+    path = write_instance(tmp_path, dataset)
+    item = Item(key=1, sop_uid=str(dataset.SOPInstanceUID), path=path)
+
+    def slow(connection):
+        time.sleep(1.0)
+        respond(connection)
+
+    hasty = replace(HASTY, reply_s=0.2)
+    with bare(slow) as archive:
+        [outcome] = send([item], archive.peer, "SRNODE", timeouts=hasty, resumes=0)
+
+    assert outcome.fault == 0x0000
 
 
 def test_words_of_the_peer_are_kept(items):

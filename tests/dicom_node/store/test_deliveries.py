@@ -12,6 +12,17 @@ from tests.rigs import due_at
 MINUTE = timedelta(minutes=1)
 
 
+def test_a_delivery_is_due_without_what_a_long_queue_would_have_to_read(store, published, now):
+    published()
+    (task,) = store.deliveries.due(now)
+    assert task.instances == ()
+
+    first, second = store.deliveries.with_unsent(task).instances
+
+    store.deliveries.record_status(task.delivery_id, first.derived_instance_id, 0, now)
+    assert store.deliveries.with_unsent(task).instances == (second,)
+
+
 def send_all(store, task, now, status=0):
     for one in task.instances:
         store.deliveries.record_status(task.delivery_id, one.derived_instance_id, status, now)
