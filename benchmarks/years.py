@@ -105,7 +105,7 @@ def begin(store: Store, now: datetime) -> None:
     store.jobs.transition(job_id, "enqueue", now, destinations=["pacs"])
     store.jobs.claim("worker", now, HOUR)
     store.jobs.publish(job_id, "worker", result, ("pacs",), now)
-    for task in store.deliveries.due(now):
+    for task in map(store.deliveries.with_unsent, store.deliveries.due(now)):
         for one in task.instances:
             store.deliveries.record_status(task.delivery_id, one.derived_instance_id, 0, now)
         store.deliveries.finish(task.delivery_id, "sent", "stored", now, commitment=False)

@@ -120,20 +120,14 @@ class Agenda:
             waiting = self._waiting[parcel] if parcel else ()
             return list(dict.fromkeys(each.context for each in waiting))[:MOST_CONTEXTS]
 
-    def take(self, contexts: Collection[Context], *, wait: bool = True) -> Sendable | None:
+    def take(self, contexts: Collection[Context]) -> Sendable | None:
         """Return the next instance, if an association with these contexts can send it.
 
         None, too, when nothing has come for a while. The parcel at the front goes first: what of it
         needs another association must not wait until all that fits this one is sent.
-
-        Parameters
-        ----------
-        wait
-            For a while, where there is nothing.
         """
         with self._lock:
-            if wait:
-                self._work.wait_for(lambda: self._count or self._closed, PATIENCE_S)
+            self._work.wait_for(lambda: self._count or self._closed, PATIENCE_S)
             parcel = self._front()
             if parcel is None:
                 return None
@@ -151,15 +145,6 @@ class Agenda:
         with self._lock:
             self._settle(each, outcome)
 
-    def wanted(self, each: Sendable) -> bool:
-        """Return whether the parcel of an instance that a lane has taken was not withdrawn."""
-        return each.parcel not in self._withdrawn
-
-    def give_back(self, each: Sendable) -> None:
-        """Let an instance that a lane has taken, and not tried, be the next."""
-        with self._lock:
-            self._give_back(each)
-
     def put_back(self, each: Sendable, resumes: int) -> bool:
         """Let an instance whose association broke be the next; False where it has broken enough."""
         with self._lock:
@@ -167,7 +152,11 @@ class Agenda:
             self._breaks[parcel, each.item.key] += 1
             if self._breaks[parcel, each.item.key] > resumes:
                 return False
-            self._give_back(each)
+            if parcel not in self._withdrawn:
+                self._waiting[parcel].appendleft(each)
+                self._counted(1)
+                self._work.notify()
+            self._settle(each, None)
         return True
 
     def withdraw(self, parcel: Parcel, error: Exception | None = None) -> None:
@@ -235,13 +224,6 @@ class Agenda:
         self._count += change
         if self._count == AHEAD - 1:
             self._news.notify()
-
-    def _give_back(self, each: Sendable) -> None:
-        if each.parcel not in self._withdrawn:
-            self._waiting[each.parcel].appendleft(each)
-            self._counted(1)
-            self._work.notify()
-        self._settle(each, None)
 
     def _settle(self, each: Sendable, outcome: Outcome | None) -> None:
         self._with_lanes[each.parcel] -= 1

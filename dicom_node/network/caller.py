@@ -71,7 +71,6 @@ class Association:
         self._longest_pdu = acceptance.longest_pdu
         self._limit_s = limit_s
         self._last_id = 0
-        self._in_flight_s = 0.0  # that the last request may take to the peer
         self._inside = False  # of a PDU that we send: no other one can follow
         self._ended = False
 
@@ -96,35 +95,21 @@ class Association:
             self.abort()
             raise what_ended(error) from error
 
-    def store(self, context: Context, sop_uid: str, data_set: DataSet) -> None:
-        """Send a C-STORE request; `answer` is what the peer says to it.
+    def store(self, context: Context, sop_uid: str, data_set: DataSet) -> Response:
+        """Return the peer's answer to a C-STORE.
 
         Raises
         ------
         AssociationFault
-            If the association broke, or the file cannot be read any further; it is aborted then.
+            If there is none, or the file cannot be read any further; the association is aborted.
         """
         number = self._numbers[context]
         try:
             message_id = self._next_id()
             command = self._command(dimse.store_request(context[0], sop_uid, message_id), number)
             self._send_message(command, data_set, number)
-        except ENDS as error:
-            self.abort()
-            raise what_ended(error) from error
-        self._in_flight_s = min(data_set.size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
-
-    def answer(self) -> Response:
-        """Return the peer's answer to the last C-STORE request.
-
-        Raises
-        ------
-        AssociationFault
-            If there is none; the association is aborted.
-        """
-        try:
-            limit_s = self._limit_s.reply_s + self._in_flight_s
-            return self._response(dimse.C_STORE_RQ, self._last_id, limit_s)
+            in_flight_s = min(data_set.size, MOST_IN_FLIGHT_BYTES) / SLOWEST_BYTES_PER_S
+            return self._response(dimse.C_STORE_RQ, message_id, self._limit_s.reply_s + in_flight_s)
         except ENDS as error:
             self.abort()
             raise what_ended(error) from error

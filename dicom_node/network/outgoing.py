@@ -157,28 +157,23 @@ class Reader:
         OSError
             If it cannot be read.
         """
-        short = self.read_short(file, at, sha256)
-        if short:
-            return short
-        size = os.fstat(file).st_size
-        with open(file, "rb", buffering=0, closefd=False) as long:
-            long.seek(0)
-            digest = hashlib.file_digest(long, "sha256")
-        _check(digest, sha256, size - at)
-        return DataSet(size=size - at, parts=self._again(file, at, size, sha256))
-
-    def read_short(self, file: int, at: int, sha256: str | None) -> DataSet | None:
-        """Return the data set of an open file that is not longer than the memory; else None.
-
-        It is good until another one is read, and does not need the file any more. The parameters
-        and what is raised are those of `read`.
-        """
         size = brief_calls.read(file, self._memory, 0)
-        if size == len(self._memory) and os.fstat(file).st_size > size:
-            return None
-        whole = self._memory[:size]
-        _check(hashlib.sha256(whole), sha256, size - at)
-        return DataSet(size=size - at, parts=_cut(whole[at:]))
+        if size == len(self._memory):  # or more
+            size = os.fstat(file).st_size
+        if size <= len(self._memory):
+            whole = self._memory[:size]
+            parts = _cut(whole[at:])
+            digest = hashlib.sha256(whole)
+        else:
+            parts = self._again(file, at, size, sha256)
+            with open(file, "rb", buffering=0, closefd=False) as long:
+                long.seek(0)
+                digest = hashlib.file_digest(long, "sha256")
+        if sha256 and digest.hexdigest() != sha256:
+            raise Unfit(Fault.ALTERED, "its SHA-256 differs")
+        if size <= at:
+            raise Unfit(Fault.NO_FILE, "it has no data set")
+        return DataSet(size=size - at, parts=parts)
 
     def _again(self, file: int, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
         """Yield the parts of a long file; the last one only if nothing has changed."""
@@ -195,14 +190,6 @@ class Reader:
         if brief_calls.read(file, self._memory[:count], start) != count:
             raise OSError("the file became shorter while it was read")
         return self._memory[:count]
-
-
-def _check(digest: "hashlib._Hash", sha256: str | None, size: int) -> None:
-    """Return if the file has the digest that it must have, and a data set; raise Unfit."""
-    if sha256 and digest.hexdigest() != sha256:
-        raise Unfit(Fault.ALTERED, "its SHA-256 differs")
-    if size <= 0:
-        raise Unfit(Fault.NO_FILE, "it has no data set")
 
 
 def _cut(data_set: memoryview) -> Iterator[memoryview]:

@@ -3,21 +3,40 @@
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_node.edges import failure_of
 from dicom_node.network.agenda import Agenda
-from dicom_node.network.caller import call
+from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
-from dicom_node.network.lane import RESUMES, Lane, Terms
+from dicom_node.network.outgoing import Reader, Unfit, file_fault, opened
 from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, sort_out
+from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, describe
 from dicom_node.settings import PeerSettings
 
+RESUMES = 3
 WORTH_AN_ASSOCIATION = 8  # instances; for fewer it takes longer to ask for one than to wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a peer is sent something.
+
+    Parameters
+    ----------
+    resumes
+        How often an instance may break its association and be sent again over a fresh one.
+    """
+
+    peer: PeerSettings
+    calling_ae: str
+    timeouts: Timeouts = USUAL
+    resumes: int = RESUMES
 
 
 def sentence(peer: PeerSettings, outcome: Outcome, failures: int) -> str:
@@ -196,8 +215,106 @@ class Crew:
         if error := failure_of(lambda: self._work(lane)):
             self._agenda.crash(lane.at_hand, error)
 
-    def _work(self, lane: Lane) -> None:
+    def _work(self, lane: "Lane") -> None:
         for each, outcome in lane.outcomes():
             if error := failure_of(partial(each.parcel.note, outcome)):
                 self._agenda.withdraw(each.parcel, error)
             self._agenda.settle(each, outcome)
+
+
+class Lane:
+    """One association after the other, as long as there is something to send."""
+
+    def __init__(self, agenda: Agenda, terms: Terms) -> None:
+        self._agenda = agenda
+        self._terms = terms
+        self._asked: Sequence[Context] = ()  # of the peer, the last time
+        self.at_hand: Sendable | None = None  # which a failure that nobody foresaw is about
+
+    def outcomes(self) -> Iterator[tuple[Sendable, Outcome]]:
+        """Yield what becomes of each instance that it takes; who has noted that settles it."""
+        blamed = None
+        try:
+            while not blamed and (parcel := self._agenda.front()):
+                if self._may_send(parcel):
+                    blamed = yield from self._over_one()
+        except AssociationFault as fault:
+            if first := self._agenda.leave_without(self._asked):
+                yield first, _silence(first, fault)
+        else:
+            self._agenda.leave(blamed)
+
+    def _over_one(self) -> Generator[tuple[Sendable, Outcome], None, Parcel | None]:
+        """Yield the outcomes that one association brings; return the parcel that must end the lane.
+
+        An instance that has broken too many is not tried again, on no lane: its fault is its
+        outcome.
+
+        Raises
+        ------
+        AssociationFault
+            If there was no association.
+        """
+        terms, asked = self._terms, self._agenda.contexts()
+        self._asked = asked
+        if not asked:  # another lane has just taken the last instance
+            return None
+        with call(terms.peer, terms.calling_ae, asked, terms.timeouts) as association:
+            reader, contexts = Reader(), frozenset(asked)
+            while each := self._take(contexts):
+                self.at_hand = each
+                try:
+                    outcome = _store(association, reader, each)
+                except AssociationFault as fault:
+                    self.at_hand = None
+                    if self._agenda.put_back(each, terms.resumes):
+                        return None
+                    yield each, _silence(each, fault)
+                    return each.parcel
+                self.at_hand = None
+                yield each, outcome
+        return None
+
+    def _take(self, contexts: frozenset[Context]) -> Sendable | None:
+        """Return the next instance that may be sent."""
+        while each := self._agenda.take(contexts):
+            if self._may_send(each.parcel):
+                return each
+            self._agenda.settle(each, None)
+        return None
+
+    def _may_send(self, parcel: Parcel) -> bool:
+        """Return what `proceed` says; where it is no, nothing more of the parcel is sent."""
+        answers: list[bool] = []
+        error = failure_of(lambda: answers.append(parcel.proceed()))
+        if not any(answers):
+            self._agenda.withdraw(parcel, error)
+        return any(answers)
+
+
+def _silence(each: Sendable, fault: AssociationFault) -> Outcome:
+    """Return the outcome of an instance to which there was no answer."""
+    return Outcome(item=each.item, fault=fault.fault, comment=fault.comment)
+
+
+def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
+    """Return what became of one instance.
+
+    Raises
+    ------
+    AssociationFault
+        If the association broke or a time limit passed.
+    """
+    item, (sop_class, syntax) = each.item, each.context
+    if not association.accepts(each.context):
+        comment = f"{UID(sop_class).name}, {UID(syntax).name}"
+        return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
+    try:
+        with opened(item.path) as file:
+            data_set = reader.read(file, each.at, item.sha256)
+            response = association.store(each.context, item.sop_uid, data_set)
+    except Unfit as error:
+        return Outcome(item=item, fault=error.fault, comment=str(error))
+    except OSError as error:  # of the file: those of the network are AssociationFaults
+        return Outcome(item=item, fault=file_fault(error), comment=str(error))
+    return Outcome(item=item, fault=response.status, comment=response.comment)

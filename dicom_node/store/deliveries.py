@@ -132,13 +132,11 @@ class DeliveryStore:
         """Put on record that instances are about to leave, before the first byte does.
 
         Whatever ends the attempt without an answer, the destination may have them then, and is told
-        when they are withdrawn (`notes.may_have_something`).
+        when they are withdrawn (`notes.may_have_something`). What was withdrawn while the delivery
+        waited for its turn does not leave.
         """
-        part = schema.delivery_instance
-        unanswered = part.c.sent_at.is_(None) & part.c.status.is_(None) & part.c.fault.is_(None)
-        these = (part.c.delivery_id == task.delivery_id) & unanswered
         with self._database.transaction() as work:
-            work.execute(sa.update(part).where(these).values(fault=Fault.UNDER_WAY.value))
+            work.connection.execute(BEGIN, {"delivery": task.delivery_id})
 
     def record_present(self, delivery_id: int, sop_uids: Sequence[str], now: datetime) -> None:
         """Keep that the destination has these instances, as it says when it is queried."""
@@ -150,14 +148,8 @@ class DeliveryStore:
 
     def warnings(self, delivery_id: int) -> dict[int, int]:
         """Return how many instances the destination took with which warning, in all attempts."""
-        part = schema.delivery_instance
-        query = sa.select(part.c.status, sa.func.count()).where(
-            part.c.delivery_id == delivery_id,
-            part.c.sent_at.is_not(None),
-            part.c.status.is_not(None),
-        )
         with self._database.reading() as connection:
-            rows = connection.execute(query.group_by(part.c.status).order_by(part.c.status)).all()
+            rows = connection.execute(STATUSES, {"delivery": delivery_id}).all()
         return {
             row[0]: row[1] for row in rows if classify(row[0]).verdict is Verdict.SENT_WITH_WARNING
         }
@@ -180,11 +172,10 @@ class DeliveryStore:
         """
         with self._database.transaction() as work:
             row = locked_delivery(work, delivery_id)
-            this = schema.delivery.c.id == delivery_id
+            made = {"this": delivery_id, "attempts": row.attempts + 1}
             if row.state != PENDING:  # stopped meanwhile: the job was cancelled or superseded
                 # Counted all the same: nobody knows what arrived before an association broke.
-                made = {"attempts": row.attempts + 1}
-                work.execute(sa.update(schema.delivery).where(this).values(**made))
+                work.connection.execute(CHANGE, made)
                 return str(row.state)
             state = STATE_AFTER[Verdict(outcome)]
             if state == SENT and unsent(work.connection, delivery_id):
@@ -193,9 +184,9 @@ class DeliveryStore:
             if commitment and state == SENT and not awaits:
                 state = COMMITTED
             values: dict[str, Any] = {"state": state, "reason": reason}
-            values |= {"attempts": row.attempts + 1, "awaits_commitment": awaits}
+            values["awaits_commitment"] = awaits
             values["next_try_at"] = next_try_at if state == PENDING else None
-            work.execute(sa.update(schema.delivery).where(this).values(**values))
+            work.connection.execute(CHANGE, made | values)
             fields = {"job": row.job_id, "delivery": delivery_id, "destination": row.destination}
             work.record("delivery.attempt", now, **fields, outcome=outcome, reason=reason)
             settle_job(work, row.job_id, now)
@@ -203,10 +194,8 @@ class DeliveryStore:
 
     def of_job(self, job_id: int) -> list[dict[str, Any]]:
         """Return the deliveries of a job: destination, state, attempts, reason, next try."""
-        delivery = schema.delivery
-        query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
         with self._database.reading() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            return [dict(row._mapping) for row in connection.execute(OF_JOB, {"job": job_id})]
 
 
 # Built once, see `arrivals`.
@@ -233,6 +222,62 @@ RECORD = (
             sa.bindparam("at", type_=schema.UtcDateTime), schema.delivery_instance.c.sent_at
         ),
     )
+)
+
+UNSENT = (
+    sa.select(
+        schema.derived_instance.c.id,
+        schema.derived_instance.c.sop_uid,
+        schema.derived_instance.c.sop_class,
+        schema.derived_instance.c.path,
+        schema.derived_instance.c.sha256,
+        schema.derived_instance.c.series_uid,
+        schema.instance.c.replaced,
+    )
+    .join(
+        schema.delivery_instance,
+        schema.delivery_instance.c.derived_instance_id == schema.derived_instance.c.id,
+    )
+    .outerjoin(  # where it is forwarded
+        schema.instance, schema.instance.c.sop_uid == schema.derived_instance.c.sop_uid
+    )
+    .where(
+        schema.delivery_instance.c.delivery_id == sa.bindparam("delivery"),
+        schema.delivery_instance.c.sent_at.is_(None),
+    )
+    .order_by(schema.derived_instance.c.id)
+)
+BEGIN = (
+    sa.update(schema.delivery_instance)
+    .where(
+        schema.delivery_instance.c.delivery_id == sa.bindparam("delivery"),
+        schema.delivery_instance.c.sent_at.is_(None),
+        schema.delivery_instance.c.status.is_(None),
+        schema.delivery_instance.c.fault.is_(None),
+        sa.exists().where(
+            schema.delivery.c.id == sa.bindparam("delivery"), schema.delivery.c.state == PENDING
+        ),
+    )
+    .values(fault=Fault.UNDER_WAY.value)
+)
+STATUSES = (
+    sa.select(schema.delivery_instance.c.status, sa.func.count())
+    .where(
+        schema.delivery_instance.c.delivery_id == sa.bindparam("delivery"),
+        schema.delivery_instance.c.sent_at.is_not(None),
+        schema.delivery_instance.c.status.is_not(None),
+    )
+    .group_by(schema.delivery_instance.c.status)
+    .order_by(schema.delivery_instance.c.status)
+)
+OF_THIS = schema.delivery.c.id == sa.bindparam("this")
+JOB_OF = sa.select(schema.delivery.c.job_id).where(OF_THIS)
+LOCKED = sa.select(schema.delivery).where(OF_THIS).with_for_update()
+CHANGE = sa.update(schema.delivery).where(OF_THIS)  # the columns that a run of it names
+OF_JOB = (
+    sa.select(schema.delivery)
+    .where(schema.delivery.c.job_id == sa.bindparam("job"))
+    .order_by(schema.delivery.c.id)
 )
 
 
@@ -281,25 +326,19 @@ def to_task(row: sa.Row[Any]) -> DeliveryTask:
 
 def unsent(connection: sa.Connection, delivery_id: int) -> tuple[DeliveryInstance, ...]:
     """Return what the delivery's destination has not confirmed."""
-    part, derived, original = schema.delivery_instance, schema.derived_instance, schema.instance
-    query = (
-        sa.select(derived, original.c.replaced)
-        .join(part, part.c.derived_instance_id == derived.c.id)
-        .outerjoin(original, original.c.sop_uid == derived.c.sop_uid)  # where it is forwarded
-        .where(part.c.delivery_id == delivery_id, part.c.sent_at.is_(None))
-        .order_by(derived.c.id)
-    )
     return tuple(
         DeliveryInstance(
-            derived_instance_id=row.id,
-            sop_uid=row.sop_uid,
-            sop_class=row.sop_class,
-            path=Path(row.path),
-            sha256=row.sha256,
-            series_uid=row.series_uid,
-            corrected=bool(row.replaced),
+            derived_instance_id=number,
+            sop_uid=sop_uid,
+            sop_class=sop_class,
+            path=Path(path),
+            sha256=sha256,
+            series_uid=series_uid,
+            corrected=bool(replaced),
         )
-        for row in connection.execute(query)
+        for number, sop_uid, sop_class, path, sha256, series_uid, replaced in connection.execute(
+            UNSENT, {"delivery": delivery_id}
+        )
     )
 
 
@@ -312,20 +351,17 @@ def wholly_committed(work: Work, delivery_id: int) -> bool:
 
 def locked_delivery(work: Work, delivery_id: int) -> sa.Row[Any]:
     """Return the delivery's row, locked after its job's; raise UnknownJob if there is none."""
-    table = schema.delivery
-    this = table.c.id == delivery_id
-    job_id = work.execute(sa.select(table.c.job_id).where(this)).scalar_one_or_none()
+    this = {"this": delivery_id}
+    job_id = work.connection.execute(JOB_OF, this).scalar_one_or_none()
     if job_id is None:
         raise UnknownJob(f"there is no delivery {delivery_id}")
     locked_job(work, job_id)
-    return work.execute(sa.select(table).where(this).with_for_update()).one()
+    return work.connection.execute(LOCKED, this).one()
 
 
 def settle_job(work: Work, job_id: int, now: datetime) -> None:
     """End the job when none of its deliveries is under way."""
-    delivery = schema.delivery
-    query = sa.select(delivery).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
-    rows = work.execute(query).all()
+    rows = work.connection.execute(OF_JOB, {"job": job_id}).all()
     if any(row.state == PENDING or row.awaits_commitment for row in rows):
         return
     failed = [f"{row.destination}: {row.reason}" for row in rows if row.state == DEAD]

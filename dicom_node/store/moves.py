@@ -52,7 +52,8 @@ REOPENED: dict[str, Any] = {
 }
 
 
-# Built once: it is asked for every instance that arrives.
+# Built once: they are asked all the time.
+LOCKED_JOB = sa.select(schema.job).where(schema.job.c.id == sa.bindparam("job")).with_for_update()
 NEWEST_JOB = (
     sa.select(schema.job)
     .where(schema.job.c.series_id == sa.bindparam("series_id"))
@@ -93,8 +94,7 @@ def locked_job(work: Work, job_id: int) -> sa.Row[Any]:
     UnknownJob
         If there is none of that number.
     """
-    query = sa.select(schema.job).where(schema.job.c.id == job_id).with_for_update()
-    row = work.execute(query).first()
+    row = work.connection.execute(LOCKED_JOB, {"job": job_id}).first()
     if row is None:
         raise UnknownJob(f"there is no job {job_id}")
     return row

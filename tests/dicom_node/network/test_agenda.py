@@ -10,8 +10,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.network import agenda, lane, scu
-from dicom_node.network.caller import Association
+from dicom_node.network import agenda, scu
 from dicom_node.network.connecting import Timeouts
 from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable
 from dicom_node.network.scu import Terms, send_parcels
@@ -195,98 +194,29 @@ def test_what_a_parcel_raises_ends_this_parcel_alone(tmp_path, asked, associatio
     assert len(parcels[1].outcomes) < 10 + associations
 
 
-@pytest.mark.parametrize("associations", [1, 2])
-@pytest.mark.parametrize("part", ["store", "answer"])
-@pytest.mark.parametrize("place", [3, 39])  # behind the last one, the next parcel's is at hand
 def test_a_lane_that_breaks_in_a_way_nobody_foresaw_fails_what_it_had_at_hand(
-    tmp_path, monkeypatch, place, part, associations
+    tmp_path, monkeypatch
 ):
     parcels, archive = parcels_in(tmp_path, 40, 40, 40), Archive()
-    bad, store, answer = parcels[1].items[place], Association.store, Association.answer
-    under_way = {}  # by association
+    bad, whole = parcels[1].items[3], scu._store
 
-    def crash_in_store(association, context, sop_uid, data_set):
-        under_way[association] = sop_uid
-        if part == "store" and sop_uid == bad.sop_uid:
+    def store(association, reader, each):
+        if each.item is bad:
             raise ZeroDivisionError
-        store(association, context, sop_uid, data_set)
+        return whole(association, reader, each)
 
-    def crash_in_answer(association):
-        if part == "answer" and under_way[association] == bad.sop_uid:
-            raise ZeroDivisionError
-        return answer(association)
-
-    monkeypatch.setattr(Association, "store", crash_in_store)
-    monkeypatch.setattr(Association, "answer", crash_in_answer)
+    monkeypatch.setattr(scu, "_store", store)
     with archive.peer() as peer:
-        ended = list(send_parcels(parcels, terms(peer), associations))
+        list(send_parcels(parcels, terms(peer), 2))
 
-    assert sorted(map(id, ended)) == sorted(map(id, parcels))
     assert faults(parcels[0]) == faults(parcels[2]) == Counter({0: 40})
     assert isinstance(parcels[1].error, ZeroDivisionError)
-    assert bad not in [each.item for each in parcels[1].outcomes]
-    assert archive.came[bad.sop_uid] == (part == "answer")
-    assert max(archive.came.values()) == 1
-
-
-def test_the_next_instance_is_read_while_the_peer_answers(tmp_path, monkeypatch):
-    [parcel], read, whole = parcels_in(tmp_path, 4), [], lane.Reader.read_short
-    ahead = []  # of each answer: how many instances were read by then
-
-    def note(*arguments):
-        read.append(1)
-        return whole(*arguments)
-
-    def wait_for_the_next(event):
-        end = time.monotonic() + 5
-        while len(read) < min(len(ahead) + 2, 4) and time.monotonic() < end:
-            time.sleep(0.01)
-        ahead.append(len(read))
-        return 0x0000
-
-    monkeypatch.setattr(lane.Reader, "read_short", note)
-    with pacs(wait_for_the_next) as peer:
-        list(send_parcels([parcel], terms(peer), 1))
-
-    assert faults(parcel) == Counter({0: 4})
-    assert ahead == [2, 3, 4, 4]
-
-
-def test_an_instance_that_cannot_be_read_as_nobody_foresaw_fails_its_parcel(tmp_path, monkeypatch):
-    """And the association goes on."""
-    parcels, archive, whole = parcels_in(tmp_path, 10, 10, 10), Archive(), lane.opened
-    bad = parcels[1].items[5]
-
-    def crash(path):
-        if path == bad.path:
-            raise ZeroDivisionError
-        return whole(path)
-
-    monkeypatch.setattr(lane, "opened", crash)
-    with archive.peer() as peer:
-        ended = list(send_parcels(parcels, terms(peer), 1))
-
-    assert sorted(map(id, ended)) == sorted(map(id, parcels))
-    assert faults(parcels[0]) == faults(parcels[2]) == Counter({0: 10})
-    assert isinstance(parcels[1].error, ZeroDivisionError)
-    assert faults(parcels[1]) == Counter({0: 5}) and len(archive.requested) == 1
-
-
-def test_what_was_read_behind_one_that_breaks_is_sent_by_others(tmp_path):
-    """Once, and before what waits behind it, where a break counts as the last."""
-    [parcel] = parcels_in(tmp_path, 40)
-    archive = Archive(answers={parcel.items[4].sop_uid: None}, pause_s=0.002)
-
-    with archive.peer() as peer:
-        list(send_parcels([parcel], terms(peer, resumes=0), 2))
-
-    assert faults(parcel) == Counter({0: 39, Fault.ABORTED: 1})
-    assert archive.came == uids(parcel)
+    assert bad.sop_uid not in archive.came
 
 
 def test_a_lane_that_breaks_between_two_associations_has_nothing_at_hand(tmp_path, monkeypatch):
     """The instance whose association broke waits again: it must not be taken back twice."""
-    parcels, calls, whole = parcels_in(tmp_path, 10, 10), [], lane.call
+    parcels, calls, whole = parcels_in(tmp_path, 10, 10), [], scu.call
     archive = Archive(answers={parcels[0].items[3].sop_uid: None})
 
     def crash_at_the_second(*arguments):
@@ -301,7 +231,7 @@ def test_a_lane_that_breaks_between_two_associations_has_nothing_at_hand(tmp_pat
         at_hand.append(each)
         crash(self, each, error)
 
-    monkeypatch.setattr(lane, "call", crash_at_the_second)
+    monkeypatch.setattr(scu, "call", crash_at_the_second)
     monkeypatch.setattr(agenda.Agenda, "crash", note)
     with archive.peer() as peer:
         ended = list(send_parcels(parcels, terms(peer), 1))
@@ -316,7 +246,7 @@ def test_a_lane_that_cannot_even_begin_fails_one_parcel_after_the_other(tmp_path
         raise ZeroDivisionError
 
     parcels = parcels_in(tmp_path, 10, 10)
-    monkeypatch.setattr(lane, "call", crash)
+    monkeypatch.setattr(scu, "call", crash)
     assert list(send_parcels(parcels, terms(destination(1)), 1)) == parcels
 
     assert [type(each.error) for each in parcels] == [ZeroDivisionError] * 2
@@ -518,9 +448,8 @@ def test_no_more_is_prepared_than_keeps_the_associations_busy(tmp_path):
     with archive.peer() as peer:
         list(send_parcels(prepared(), terms(peer), 1))
 
-    # The lane has two more: one is on its way, one is read.
-    assert sent_at[0] == 0 < 4 <= sent_at[1]
-    assert sent_at[2] >= agenda.AHEAD + 4
+    assert sent_at[0] == 0 < 5 <= sent_at[1]
+    assert sent_at[2] >= agenda.AHEAD + 5
 
 
 CONTEXT = ("1.2.3", "1.2.4")
@@ -544,44 +473,6 @@ def test_what_breaks_when_its_parcel_is_withdrawn_is_not_sent_again():
 
     assert book.collect(wait=False) == [parcel]
     assert (parcel.error, parcel.outcomes, book.waiting) == (error, [], 0)
-
-
-def test_what_is_given_back_is_the_next_and_has_broken_nothing():
-    book, parcel, each = with_one_at_hand()
-    for _ in range(3):
-        book.give_back(each)
-        assert book.waiting == 1 and book.take([CONTEXT], wait=False) is each
-
-    began = time.monotonic()
-    assert book.take([CONTEXT], wait=False) is None  # an answer may have come: nothing is awaited
-    assert time.monotonic() - began < agenda.PATIENCE_S / 2
-    assert book.put_back(each, resumes=1) and book.take([CONTEXT], wait=False) is each
-    assert not book.put_back(each, resumes=1)
-
-
-def test_who_has_nothing_to_do_is_told_of_what_is_given_back():
-    book, parcel, each = with_one_at_hand()
-    found = []
-    idle = threading.Thread(target=lambda: found.append(book.front()), daemon=True)
-    idle.start()
-    time.sleep(0.1)
-
-    book.give_back(each)
-
-    idle.join(5)
-    assert found == [parcel]
-
-
-def test_what_is_given_back_when_its_parcel_is_withdrawn_is_not_sent():
-    book, parcel, each = with_one_at_hand()
-    assert book.wanted(each)
-    book.withdraw(parcel)
-    assert not book.wanted(each)
-
-    book.give_back(each)
-
-    assert book.collect(wait=False) == [parcel]
-    assert (parcel.outcomes, book.waiting) == ([], 0)
 
 
 def test_a_parcel_that_has_ended_does_not_fail_any_more():

@@ -102,18 +102,6 @@ def test_data_set_is_what_stands_in_the_file(tmp_path, size):
             assert all(len(part) == PART_BYTES for part in parts[:-1])
 
 
-@pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_short_file_is_one_that_the_memory_has_room_for(tmp_path, more):
-    path, data = tmp_path / "one", os.urandom(MEMORY_BYTES + more)
-    path.write_bytes(data)
-    with path.open("rb") as file:
-        found = Reader().read_short(file.fileno(), 4, hashlib.sha256(data).hexdigest())
-
-    assert (found is None) == (more > 0)
-    if found:  # it does not need the file any more
-        assert b"".join(found.parts) == data[4:]
-
-
 def test_what_was_hashed_is_what_is_sent(tmp_path):
     path, data = tmp_path / "one", os.urandom(PART_BYTES)
     path.write_bytes(data)

@@ -265,3 +265,16 @@ def test_a_note_whose_file_retention_took_is_sent_to_one_destination_more(store,
 
     [task] = due_at(store, now)
     assert [one.sop_uid for one in task.instances] == [note(sent).sop_uid]
+
+
+def test_what_is_withdrawn_before_its_turn_to_be_sent_needs_no_note_there(store, published, now):
+    """It stands in the sender's queue, which may be long, and is looked at when its turn comes."""
+    published(destinations=["pacs", "research"])
+    queue = {task.destination: task for task in due_at(store, now)}
+    send_all(store, now, "pacs")
+    store.withdrawals.recall(WEIGHTS, GROUNDS, now)
+
+    store.deliveries.begin(queue["research"])
+
+    [owed] = store.withdrawals.owed()
+    assert owed.destinations == ("pacs",)
