@@ -152,12 +152,21 @@ def read(descriptor: int, target: memoryview, start: int) -> int:
     """
     got = 0
     while got < len(target):
-        more = _read_from_memory(descriptor, target[got:], start + got)
-        if more <= 0:  # Linux 5.9 and 5.10 say 0 of what is not in memory, too (preadv(2))
-            more = os.preadv(descriptor, [target[got:]], start + got)
+        more = read_some(descriptor, target[got:], start + got)
         if not more:
             break
         got += more
+    return got
+
+
+def read_some(descriptor: int, target: memoryview, start: int) -> int:
+    """Return how many bytes came with one call, as `read` has them; 0 is the end of the file.
+
+    Fewer than there is room for may be all that there are: who knows that spares a second call.
+    """
+    got = _read_from_memory(descriptor, target, start)
+    if got <= 0:  # Linux 5.9 and 5.10 say 0 of what is not in memory, too (preadv(2))
+        got = os.preadv(descriptor, [target], start)
     return got
 
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +40,22 @@ class Head:
     at: int
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Yield the descriptor of a file that is to be read; raise OSError.
+class Opened:
+    """A file that is to be read; as a context it is its descriptor, or raises OSError.
 
     Not Python's own file, whose opening and closing let go of the interpreter four times.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        brief_calls.close(descriptor)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> int:
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        brief_calls.close(self._descriptor)
 
 
 def read_head(path: Path) -> Head:
@@ -63,7 +67,7 @@ def read_head(path: Path) -> Head:
         If there is no such file, or no DICOM instance in it.
     """
     try:
-        with opened(path) as file:
+        with Opened(path) as file:
             ahead = bytearray(AHEAD_BYTES)
             count = brief_calls.read(file, memoryview(ahead), 0)
             return _quickly(ahead[:count]) or _thoroughly(file)
@@ -157,23 +161,28 @@ class Reader:
         OSError
             If it cannot be read.
         """
-        size = brief_calls.read(file, self._memory, 0)
-        if size == len(self._memory):  # or more
-            size = os.fstat(file).st_size
-        if size <= len(self._memory):
-            whole = self._memory[:size]
-            parts = _cut(whole[at:])
-            digest = hashlib.sha256(whole)
-        else:
-            parts = self._again(file, at, size, sha256)
-            with open(file, "rb", buffering=0, closefd=False) as long:
-                long.seek(0)
-                digest = hashlib.file_digest(long, "sha256")
-        if sha256 and digest.hexdigest() != sha256:
-            raise Unfit(Fault.ALTERED, "its SHA-256 differs")
+        size = brief_calls.read_some(file, self._memory, 0)
+        # What came with one call is mostly the whole file, and its digest tells.
+        digest = hashlib.sha256(self._memory[:size]) if size < len(self._memory) else None
+        if digest is None or digest.hexdigest() != sha256:
+            size += brief_calls.read(file, self._memory[size:], size)
+            if size == len(self._memory):  # or more
+                size = os.fstat(file).st_size
+            if sha256 and self._digest(file, size).hexdigest() != sha256:
+                raise Unfit(Fault.ALTERED, "its SHA-256 differs")
+        short = size <= len(self._memory)
+        parts = _cut(self._memory[at:size]) if short else self._again(file, at, size, sha256)
         if size <= at:
             raise Unfit(Fault.NO_FILE, "it has no data set")
         return DataSet(size=size - at, parts=parts)
+
+    def _digest(self, file: int, size: int) -> "hashlib._Hash":
+        """Return the digest of a file of this size; what is in memory of it is not read again."""
+        if size <= len(self._memory):
+            return hashlib.sha256(self._memory[:size])
+        with open(file, "rb", buffering=0, closefd=False) as long:
+            long.seek(0)
+            return hashlib.file_digest(long, "sha256")
 
     def _again(self, file: int, at: int, size: int, sha256: str | None) -> Iterator[memoryview]:
         """Yield the parts of a long file; the last one only if nothing has changed."""

@@ -13,7 +13,7 @@ from dicom_node.network.agenda import Agenda
 from dicom_node.network.caller import Association, call
 from dicom_node.network.connecting import USUAL, AssociationFault, Timeouts
 from dicom_node.network.dimse import VERIFICATION
-from dicom_node.network.outgoing import Reader, Unfit, file_fault, opened
+from dicom_node.network.outgoing import Opened, Reader, Unfit, file_fault
 from dicom_node.network.parcels import Item, Outcome, Parcel, Sendable, sort_out
 from dicom_node.network.requesting import Context
 from dicom_node.retry import Fault, describe
@@ -310,7 +310,7 @@ def _store(association: Association, reader: Reader, each: Sendable) -> Outcome:
         comment = f"{UID(sop_class).name}, {UID(syntax).name}"
         return Outcome(item=item, fault=Fault.NO_CONTEXT, comment=comment)
     try:
-        with opened(item.path) as file:
+        with Opened(item.path) as file:
             data_set = reader.read(file, each.at, item.sha256)
             response = association.store(each.context, item.sop_uid, data_set)
     except Unfit as error:

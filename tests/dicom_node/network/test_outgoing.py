@@ -6,9 +6,10 @@ import struct
 
 import pytest
 
+from dicom_node import brief_calls
 from dicom_node.content import as_file, split_file
 from dicom_node.network import outgoing
-from dicom_node.network.outgoing import MEMORY_BYTES, PART_BYTES, Reader, Unfit, read_head
+from dicom_node.network.outgoing import MEMORY_BYTES, PART_BYTES, Opened, Reader, Unfit, read_head
 from dicom_node.retry import Fault
 from tests.rigs import MR, make_instance, write_instance
 
@@ -100,6 +101,37 @@ def test_data_set_is_what_stands_in_the_file(tmp_path, size):
             parts = [bytes(part) for part in found.parts]
             assert found.size == size and b"".join(parts) == data
             assert all(len(part) == PART_BYTES for part in parts[:-1])
+
+
+def test_no_file_stays_open(tmp_path):
+    path = tmp_path / "one"
+    path.write_bytes(b"no instance")
+    there = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(Unfit):
+            read_head(path)
+        with pytest.raises(ZeroDivisionError), Opened(path):
+            raise ZeroDivisionError
+
+    assert len(os.listdir("/proc/self/fd")) == len(there)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("size", [1000, PART_BYTES, MEMORY_BYTES, MEMORY_BYTES + 1])
+def test_a_file_that_comes_piece_by_piece_is_read_to_its_end(tmp_path, monkeypatch, size, known):
+    """The system gives at once what it has in memory, which may be the beginning only."""
+    path, data = tmp_path / "one", os.urandom(size)
+    path.write_bytes(data)
+    whole = brief_calls.read_some
+
+    def a_part(descriptor, target, start):
+        return whole(descriptor, target[: PART_BYTES // 3], start)
+
+    monkeypatch.setattr(brief_calls, "read_some", a_part)
+    sha256 = hashlib.sha256(data).hexdigest() if known else None
+    with path.open("rb") as file:
+        found = Reader().read(file.fileno(), 4, sha256)
+        assert b"".join(map(bytes, found.parts)) == data[4:] and found.size == size - 4
 
 
 def test_what_was_hashed_is_what_is_sent(tmp_path):
