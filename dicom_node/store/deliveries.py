@@ -132,8 +132,8 @@ class DeliveryStore:
         """Put on record that instances are about to leave, before the first byte does.
 
         Whatever ends the attempt without an answer, the destination may have them then, and is told
-        when they are withdrawn (`notes.may_have_something`). What was withdrawn while the delivery
-        waited for its turn does not leave.
+        when they are withdrawn (`notes.may_have_something`). A delivery that was stopped while it
+        waited for its turn is left as it is: nothing of it leaves.
         """
         with self._database.transaction() as work:
             work.connection.execute(BEGIN, {"delivery": task.delivery_id})
