@@ -3,7 +3,7 @@
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 
-from dicom_node.content import attributes_digest, parse
+from dicom_node.content import PARSE_ERRORS, attributes_digest, parse
 from dicom_node.errors import InstanceRejected
 
 PATIENT_GROUPS = (0x0010, 0x0012)
@@ -30,7 +30,7 @@ def corrects(known: bytes, new: bytes) -> bool:
     try:
         first, second = split(parse(known)), split(parse(new))
         digests = [tuple(map(attributes_digest, each)) for each in (first, second)]
-    except InstanceRejected:
+    except (InstanceRejected, *PARSE_ERRORS):  # what cannot be read corrects nothing
         return False
     (whose, rest), (now_whose, now_rest) = digests
     return rest == now_rest and whose != now_whose
@@ -42,7 +42,7 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     for tag in dataset.keys():
         if tag not in TRACE_TAGS:
             part = whose if tag.group in PATIENT_GROUPS or tag in STUDY_TAGS else rest
-            part[tag] = dataset.get_item(tag)
+            part[tag] = dataset.get_item(tag, keep_deferred=True)  # else: read, if it is empty
     implicit, little = dataset.original_encoding
     for part in (whose, rest):
         part.set_original_encoding(implicit, little, dataset.original_character_set)

@@ -1,12 +1,14 @@
 """Demographic corrections: the corrected image takes the old one's place, whatever crashes."""
 
+import struct
 from datetime import UTC, datetime, timedelta
 
 import pydicom
 import pytest
+from pydicom.uid import ImplicitVRLittleEndian
 
 from dicom_node import retention, withdrawal
-from dicom_node.content import split_file
+from dicom_node.content import attributes_digest, parse, split_file
 from dicom_node.corrections import corrects
 from dicom_node.errors import ConflictingInstance, CorrectedSince
 from dicom_node.examination import Incoming
@@ -204,3 +206,18 @@ def test_a_crash_in_the_middle_leaves_one_whole_file(node, tmp_path, monkeypatch
 )
 def test_a_correction_changes_whose_image_it_is_and_nothing_else(values, is_one):
     assert corrects(encoded(make_instance()), encoded(make_instance(**values))) == is_one
+
+
+@pytest.mark.parametrize("empty", ["SmallestImagePixelValue", "PixelPaddingValue"])
+def test_an_empty_value_of_unclear_type_is_no_reason_to_fail(empty):
+    sign = struct.pack("<HHLH", 0x0028, 0x0103, 2, 0)  # PixelRepresentation
+
+    def image(**values):
+        file = encoded(make_instance(**{empty: None}, **values), ImplicitVRLittleEndian)
+        assert sign in file
+        return file.replace(sign, b"")
+
+    known = image()
+    assert corrects(known, image(PatientName="Other^Name"))
+    assert not corrects(known, image(EchoTime="99"))
+    assert attributes_digest(parse(known)) != attributes_digest(parse(image(EchoTime="99")))
