@@ -188,7 +188,8 @@ def send(loads: Sequence[Sequence[Instance]], folder: Path, receiver: Receiver) 
     words = [sender.communicate(timeout=600)[0].decode() for sender in senders]
     took_s = time.perf_counter() - started
     if any(sender.returncode for sender in senders):
-        raise SystemExit(f"storescu to {receiver.name}: {words}")
+        ends = [sender.returncode for sender in senders]  # of a signal nothing is said
+        raise SystemExit(f"storescu to {receiver.name} ended with {ends}: {words}")
     return took_s
 
 
