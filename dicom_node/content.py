@@ -180,7 +180,7 @@ def _canonical(dataset: Dataset) -> Iterator[bytes]:
     for tag in sorted(dataset.keys()):
         if tag.element == 0 or tag in PACKING:
             continue
-        element = dataset.get_item(tag, keep_deferred=True)  # else: read, if it is empty
+        element = dataset.get_item(tag, keep_deferred=True)  # as sent, an empty one too
         items = _items(dataset, element)
         yield struct.pack("<L", tag)
         if items is None:

@@ -42,7 +42,7 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     for tag in dataset.keys():
         if tag not in TRACE_TAGS:
             part = whose if tag.group in PATIENT_GROUPS or tag in STUDY_TAGS else rest
-            part[tag] = dataset.get_item(tag, keep_deferred=True)  # else: read, if it is empty
+            part[tag] = dataset.get_item(tag, keep_deferred=True)  # as sent, an empty one too
     implicit, little = dataset.original_encoding
     for part in (whose, rest):
         part.set_original_encoding(implicit, little, dataset.original_character_set)
