@@ -343,13 +343,16 @@ def make_scenes(
     number = 0
     while len(scenes) < config.scenes and number < 2 * config.scenes + 10:
         path = folder / f"{config.seed}-{number:04d}.safetensors"
-        if not path.is_file():
+        empty = path.with_suffix(".empty")
+        if not (path.is_file() or empty.is_file()):
             rng = np.random.default_rng([config.seed, number])
             among = heads if heads and rng.random() < WHOLE_HEADS else brains
             shard = among[int(rng.integers(len(among)))]
             started = time.monotonic()
             scene = look(scan(shard, int(rng.integers(2**31))), student)
-            if scene is not None:
+            if scene is None:
+                empty.touch()
+            else:
                 keep_scene(path, scene, {"shard": shard.name})
             report(
                 f"scene {number} of {shard.name}: {'kept' if scene else 'nothing to look for'}, "

@@ -145,9 +145,9 @@ def test_in_thick_slices_what_goes_back_is_drawn_to_its_peak():
     drawn = drawn_together(model, given)
 
     peak = np.unravel_index(int(given.argmax()), given.shape)
-    assert drawn[peak] > 1.3 * given[peak]
-    assert drawn.min() < 1.3 * given.min()  # dark ones alike
-    assert np.abs(drawn).sum() == pytest.approx(np.abs(given).sum(), rel=0.1)
+    assert drawn[peak] > 1.1 * given[peak]
+    assert drawn.min() < 1.1 * given.min()  # dark ones alike
+    assert np.abs(drawn).sum() == pytest.approx(np.abs(given).sum(), rel=0.15)
 
 
 def test_voxels_no_longer_than_a_structure_are_left_alone(model):
