@@ -107,8 +107,9 @@ def keep_small_structures(
         given_back[box] = _outstanding(seen, measured, floor)
         moved = model.back(given_back)
     else:
-        given_back[box] = _affordable(seen, finder.find(seen) * seen.counts, floor)
+        given_back[box] = finder.find(seen) * seen.counts
         moved = drawn_together(model, model.back(given_back))
+        moved *= _affordable(seen, model.forward(moved)[box] * seen.counts, floor)
     moved += volume
     return np.maximum(moved, 0, out=moved)
 
@@ -132,12 +133,12 @@ def drawn_together(model: AcquisitionModel, given: np.ndarray) -> np.ndarray:
     return np.sign(given) * peaked * share
 
 
-def _affordable(seen: Seen, found: np.ndarray, floor: float) -> np.ndarray:
-    """Return as much of what was found as leaves a residual with a square sum of `floor`."""
-    rest = seen.residual - found
+def _affordable(seen: Seen, shown: np.ndarray, floor: float) -> np.float32:
+    """Return the share of what is `shown` that leaves a residual with a square sum of `floor`."""
+    rest = seen.residual - shown
     if float(np.square(rest, dtype=np.float64).sum()) >= floor:
-        return found
-    return found * np.float32(share_down_to(floor, seen.residual, rest))
+        return np.float32(1)
+    return np.float32(share_down_to(floor, seen.residual, rest))
 
 
 def _outstanding(seen: Seen, measured: np.ndarray, floor: float) -> np.ndarray:
