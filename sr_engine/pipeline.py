@@ -42,7 +42,7 @@ from sr_engine.physics.intensity import (
 )
 from sr_engine.physics.noise_reduction import reduce_noise
 from sr_engine.physics.resample import Grid, interpolate, target_grid
-from sr_engine.physics.small_structures import Finder, keep_small_structures
+from sr_engine.physics.small_structures import keep_small_structures
 from sr_engine.quality import QualityReport, judge
 from sr_engine.recipe import Recipe
 from sr_engine.threads import one_blas_thread
@@ -210,17 +210,7 @@ def enhance_volume(
             grid.shape, grid.affine, volume.array.shape, volume.affine, profiles=acquired.profiles
         )
         finest_mm = float(min(_grid_spacing(grid)))
-        mean = _held(
-            model,
-            fused.mean,
-            normal,
-            noise.sigma,
-            mask,
-            given.mask,
-            finest_mm,
-            recipe,
-            bundle.structures,
-        )
+        mean = _held(model, fused.mean, normal, noise.sigma, mask, given.mask, finest_mm, recipe)
     with stages.stage("judge"):
         report = judge(
             measured=normal,
@@ -380,7 +370,6 @@ def _held(
     mask: np.ndarray,
     spacing_mm: float,
     recipe: Recipe,
-    finder: Finder | None,
 ) -> np.ndarray:
     """Return what the network made, held to the data: consistent, calm, its small structures kept.
 
@@ -398,7 +387,7 @@ def _held(
         volume, hidden = reduce_noise(volume, mask, spacing_mm, sigma)
     if recipe.data_consistency and recipe.keep_small_structures:
         noise = math.hypot(sigma, hidden) if sigma > 0 else 0.0
-        volume = keep_small_structures(model, volume, measured, noise, measured_mask, finder)
+        volume = keep_small_structures(model, volume, measured, noise, measured_mask)
     return volume
 
 

@@ -83,7 +83,7 @@ def _add_training(commands) -> None:
     pack.add_argument("out", type=Path)
     pack.set_defaults(run=run_pack)
     train = commands.add_parser("train", help="run one training stage")
-    train.add_argument("stage", choices=("autoencoder", "teacher", "student", "structures"))
+    train.add_argument("stage", choices=("autoencoder", "teacher", "student"))
     train.add_argument("--config", type=Path, required=True, help="see config/training")
     train.add_argument("--minutes", type=float, help="time budget; overrides the configuration")
     train.add_argument("--resume", action="store_true", help="go on from the saved state")
@@ -244,29 +244,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     from sr_engine.model.run import choose_device
     from sr_engine.training.train import TrainConfig, train
 
-    if arguments.stage == "structures":
-        run_train_structures(arguments)
-        return
     config = TrainConfig.read(arguments.config)
     if config.stage != arguments.stage:
         raise InputRefused(f"{arguments.config} is of stage {config.stage}, not {arguments.stage}")
     sha256 = train(
-        config,
-        minutes=arguments.minutes,
-        resume=arguments.resume,
-        device=str(choose_device(arguments.device)),
-        report=lambda line: print(line, flush=True),
-    )
-    print(f"{config.out}  sha256 {sha256}")
-
-
-def run_train_structures(arguments: argparse.Namespace) -> None:
-    """Run the stage whose data are the student's own results."""
-    from sr_engine.model.run import choose_device
-    from sr_engine.training.structures import StructuresConfig, train_structures
-
-    config = StructuresConfig.read(arguments.config)
-    sha256 = train_structures(
         config,
         minutes=arguments.minutes,
         resume=arguments.resume,

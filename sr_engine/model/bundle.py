@@ -15,27 +15,20 @@ from safetensors.torch import save_file
 
 from sr_engine.errors import WeightsError
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
-from sr_engine.model.structures import StructureConfig, StructureNet
-from sr_engine.physics.small_structures import Finder
 
 FORMAT = "dicom-node-sr/1"
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "student"
-STRUCTURES = "structures."  # of the names of the tensors of the second network
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A loaded weight file: `model` is in evaluation mode on the CPU, so is `structures`.
-
-    `structures` says what of the residual is structure; None in a file without that network.
-    """
+    """A loaded weight file: `model` is in evaluation mode on the CPU."""
 
     name: str
     sha256: str
     model: SuperResolver
     record: dict[str, Any]
-    structures: Finder | None = None
 
 
 def resolve(weights: str) -> Path:
@@ -51,13 +44,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(
-    path: Path,
-    model: SuperResolver,
-    record: dict[str, Any],
-    half: bool = False,
-    structures: StructureNet | None = None,
-) -> str:
+def save(path: Path, model: SuperResolver, record: dict[str, Any], half: bool = False) -> str:
     """Write `model` and its training `record` to `path`; return the file's SHA-256.
 
     Parameters
@@ -66,17 +53,12 @@ def save(
         Store float16 tensors: half the size; loading turns them back into float32.
     """
     dtype = torch.float16 if half else torch.float32
-    state = dict(model.state_dict())
-    if structures is not None:
-        state |= {STRUCTURES + k: v for k, v in structures.state_dict().items()}
-    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in state.items()}
+    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
         "record": json.dumps(record, sort_keys=True),
     }
-    if structures is not None:
-        metadata["structures"] = json.dumps(structures.config.to_dict(), sort_keys=True)
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata)
     part.replace(path)
@@ -112,32 +94,23 @@ def load(weights: str | Path = "default", expected_sha256: str | None = None) ->
         record = json.loads(metadata["record"])
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{path}: no training record in it") from error
-    model, structures = _build(path, metadata, tensors)
-    return Bundle(name=path.stem, sha256=sha256, model=model, record=record, structures=structures)
+    model = _build(path, metadata, tensors)
+    return Bundle(name=path.stem, sha256=sha256, model=model, record=record)
 
 
-def _build(
-    path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]
-) -> tuple[SuperResolver, StructureNet | None]:
+def _build(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> SuperResolver:
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
         raise WeightsError(f"{path}: tensor {bad[0]} holds a value that is no number")
-    own = {key: value for key, value in tensors.items() if not key.startswith(STRUCTURES)}
-    rest = {key.removeprefix(STRUCTURES): v for key, v in tensors.items() if key not in own}
-    structures: StructureNet | None = None
     try:
         model = SuperResolver(ModelConfig.from_dict(json.loads(metadata["config"])))
-        model.load_state_dict(own)
-        if rest or "structures" in metadata:
-            structures = StructureNet(StructureConfig(**json.loads(metadata["structures"])))
-            structures.load_state_dict(rest)
-            structures.eval()
+        model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{path}: the tensors do not fit the configuration ({reason})"
         ) from error
-    return model.eval(), structures
+    return model.eval()
 
 
 def bundled() -> list[str]:

@@ -75,10 +75,6 @@ class AxisModel:
         drift_mm = abs(self.high_mm - self.low_mm) * self.n_high + abs(self.offset_mm)
         return self.n_high == self.n_low and drift_mm < COINCIDE * self.high_mm
 
-    def acquired_mm(self) -> float:
-        """Return the true resolution along the axis: the acquired voxel, or the slice's width."""
-        return self.low_mm if self.profile == "identity" else self.thickness_mm
-
     def distance_mm(self) -> Array:
         """Return where each fine centre lies, seen from each measured one: (n_low, n_high)."""
         low = self.offset_mm + self.low_mm * np.arange(self.n_low)

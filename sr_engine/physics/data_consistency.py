@@ -51,7 +51,7 @@ def hold_to_data(
         rest = model.residual(moved, measured, sigma) * counts
         if _power(rest) < floor:  # the last step is as long as the floor lets it be
             moved -= volume
-            moved *= np.float32(share_down_to(floor, residual, rest))
+            moved *= np.float32(_share(residual, rest, floor))
             moved += volume
             return np.maximum(moved, 0, out=moved)
         volume, residual = moved, rest
@@ -62,7 +62,7 @@ def _power(residual: np.ndarray) -> float:
     return float(np.square(residual, dtype=np.float64).sum())
 
 
-def share_down_to(floor: float, before: np.ndarray, after: np.ndarray) -> float:
+def _share(before: np.ndarray, after: np.ndarray, floor: float) -> float:
     """Return how far from `before` to `after` the square sum is `floor`, which lies between."""
     step = after - before
     a, b, c = _power(step), float(np.vdot(before, step)), _power(before) - floor

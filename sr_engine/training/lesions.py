@@ -42,7 +42,7 @@ def plant(
         size = rng.uniform(*(SMALL_VOXELS if rng.random() < SMALL_SHARE else LARGE_VOXELS))
         radii = 0.5 * size * rng.uniform(1.0, LONGEST, 3) ** rng.integers(0, 2)
         centre = places[index].numpy() + rng.uniform(-0.5, 0.5, 3)
-        box, share = ellipsoid(volume.shape, centre, radii)
+        box, share = _ellipsoid(volume.shape, centre, radii)
         contrast = rng.choice((-1, 1)) * rng.uniform(*CONTRAST)
         volume[box] += np.float32(contrast) * share
         shown[box] += np.float32(contrast * raised(size / voxel)) * share
@@ -60,7 +60,7 @@ def raised(voxels: float) -> float:
     return 1.0 + RAISED * float(np.clip(TRUE_VOXELS - voxels, 0, 1))
 
 
-def ellipsoid(
+def _ellipsoid(
     shape: tuple[int, ...], centre: np.ndarray, radii: np.ndarray
 ) -> tuple[tuple[slice, ...], np.ndarray]:
     """Return a box and the share of each of its voxels that the ellipsoid fills, about."""

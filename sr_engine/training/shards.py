@@ -30,7 +30,6 @@ class Shard:
     mask: Tensor
     whole_head: bool
     source_sha256: str
-    voxel_mm: tuple[float, float, float]
 
 
 def write_shard(path: Path, volume: np.ndarray, mask: np.ndarray, meta: dict) -> None:
@@ -66,7 +65,6 @@ def read_shard(path: Path) -> Shard:
         mask=torch.from_numpy(mask.reshape(shape)),
         whole_head=meta["whole_head"],
         source_sha256=meta["source_sha256"],
-        voxel_mm=tuple(meta["voxel_mm"]),
     )
 
 

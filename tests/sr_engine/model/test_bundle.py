@@ -4,13 +4,11 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sr_engine.errors import WeightsError
 from sr_engine.model import bundle
 from sr_engine.model.diffusion import ModelConfig, SuperResolver
-from sr_engine.model.structures import StructureConfig, StructureNet
 
 SMALL = ModelConfig(widths=(8, 16), condition_channels=4, condition_width=8)
 
@@ -39,32 +37,6 @@ def test_half_precision_files_are_half_the_size(weights, tmp_path):
     assert half.stat().st_size < 0.7 * path.stat().st_size
     for a, b in zip(model.parameters(), bundle.load(half).model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-3)
-
-
-def test_the_network_for_structures_travels_in_the_same_file(weights, tmp_path):
-    both = tmp_path / "both.safetensors"
-    structures = StructureNet(StructureConfig(channels=4, layers=2))
-    model = bundle.load(weights[0]).model
-    bundle.save(both, model, {}, structures=structures)
-    loaded = bundle.load(both)
-
-    assert bundle.load(weights[0]).structures is None
-    assert loaded.structures.config == structures.config
-    for ours, theirs in zip(loaded.structures.parameters(), structures.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_tensors_of_a_network_that_the_file_does_not_describe_are_refused(weights, tmp_path):
-    path = tmp_path / "odd.safetensors"
-    structures = StructureNet(StructureConfig(channels=4, layers=2))
-    bundle.save(path, bundle.load(weights[0]).model, {}, structures=structures)
-    with safe_open(path, framework="pt") as file:
-        metadata = {k: v for k, v in file.metadata().items() if k != "structures"}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, metadata)
-
-    with pytest.raises(WeightsError, match="do not fit"):
-        bundle.load(path)
 
 
 def test_a_wrong_hash_is_refused_and_both_are_named(weights):

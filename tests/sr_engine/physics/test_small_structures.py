@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from sr_engine.physics.forward_model import AcquisitionModel, Profile, add_rician_noise
+from sr_engine.physics.forward_model import add_rician_noise
 from sr_engine.physics.small_structures import (
     RESIDUAL_FLOOR,
-    drawn_together,
     keep_small_structures,
     significance,
 )
@@ -100,57 +99,3 @@ def test_only_what_ends_along_all_three_axes_counts(shape):
 
     assert (bright[MIDDLE] > 3) == (shape == "spot")
     assert dark[MIDDLE] < 1
-
-
-class Told:
-    """Finds what it was told."""
-
-    def __init__(self, structure):
-        self.structure = structure
-
-    def find(self, seen):
-        return self.structure[seen.box]
-
-
-def test_what_a_network_finds_goes_back(model):
-    truth, lost = volume_with(0.3), volume_with(0.1)
-    missing = model.forward(truth) - model.forward(lost)
-    made = keep_small_structures(
-        model, lost, measured(model, truth), SIGMA, MASK, finder=Told(missing)
-    )
-
-    assert at_middle(model, made) == pytest.approx(at_middle(model, truth), abs=0.005)
-    assert np.abs(made - truth).max() < 0.5 * np.abs(lost - truth).max()
-
-
-def test_a_network_that_takes_noise_for_structure_is_given_no_more_than_the_floor(model):
-    flat = volume_with(0)
-    data = measured(model, flat)
-    noise = model.residual(flat, data, SIGMA)
-    made = keep_small_structures(model, flat, data, SIGMA, MASK, finder=Told(noise))
-    residual = model.residual(made, data, SIGMA)[MASK]
-
-    assert np.sqrt(np.mean(residual**2)) / SIGMA == pytest.approx(RESIDUAL_FLOOR, abs=0.02)
-
-
-def test_in_thick_slices_what_goes_back_is_drawn_to_its_peak():
-    axes = [Profile(name="box", width_mm=4.0)] + [Profile(name="kspace", width_mm=1.0)] * 2
-    high = np.diag([1.0, 1.0, 1.0, 1.0])
-    low = np.diag([4.0, 1.0, 1.0, 1.0])
-    low[0, 3] = 1.5
-    model = AcquisitionModel.from_grids((48, 24, 24), high, (12, 24, 24), low, profiles=axes)
-    spot = np.zeros((12, 24, 24), np.float32)
-    spot[6, 12, 12], spot[3, 6, 6] = 0.1, -0.1
-    given = model.back(spot)
-    drawn = drawn_together(model, given)
-
-    peak = np.unravel_index(int(given.argmax()), given.shape)
-    assert drawn[peak] > 1.1 * given[peak]
-    assert drawn.min() < 1.1 * given.min()  # dark ones alike
-    assert np.abs(drawn).sum() == pytest.approx(np.abs(given).sum(), rel=0.15)
-
-
-def test_voxels_no_longer_than_a_structure_are_left_alone(model):
-    given = np.random.default_rng(1).normal(0, SIGMA, (48, 48, 48)).astype(np.float32)
-
-    assert np.array_equal(drawn_together(model, given), given)

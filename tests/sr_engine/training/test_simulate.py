@@ -122,7 +122,7 @@ def test_every_crop_is_what_lies_at_its_place_in_its_scene(ball):
 
 def test_a_shard_comes_back_as_it_was_written(ball, tmp_path):
     volume, mask = (part.numpy() for part in ball)
-    meta = {"name": "ball", "whole_head": True, "source_sha256": "ab" * 32, "voxel_mm": [1, 1, 1]}
+    meta = {"name": "ball", "whole_head": True, "source_sha256": "ab" * 32}
     write_shard(tmp_path / "ball.safetensors", 2 * volume, mask, meta)
 
     shard = read_shard(tmp_path / "ball.safetensors")

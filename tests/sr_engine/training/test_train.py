@@ -22,7 +22,7 @@ def data(tmp_path):
     k, i, j = np.meshgrid(*[np.linspace(-1, 1, 40)] * 3, indexing="ij")
     radius = np.sqrt(k**2 + i**2 + j**2)
     volume = np.where(radius < 0.9, 0.6 + 0.3 * np.sin(12 * i) * np.cos(9 * j), 0)
-    meta = {"name": "ball", "whole_head": False, "source_sha256": "ab" * 32, "voxel_mm": [1, 1, 1]}
+    meta = {"name": "ball", "whole_head": False, "source_sha256": "ab" * 32}
     path = tmp_path / "shards" / "train" / "ball.safetensors"
     write_shard(path, volume, radius < 0.9, meta)
     return tmp_path
